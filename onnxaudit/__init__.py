@@ -1,0 +1,1 @@
+"""Was this classifier derived from mine? Evidence against any deployed format."""

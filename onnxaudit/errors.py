@@ -1,0 +1,46 @@
+"""The errors a user can cause: each says what happened, why, and what to do, and carries its exit code."""
+
+from __future__ import annotations
+
+
+class OnnxauditError(Exception):
+    """Base of all errors that are not bugs. ``str()`` is one line: what: why (hint)."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.what = " ".join(what.split())
+        self.hint = " ".join(hint.split())
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.hint}" if self.hint else self.what
+
+
+class UsageError(OnnxauditError):
+    """The command cannot be carried out as given (exit 2)."""
+
+    exit_code = 2
+
+
+class ArtefactError(OnnxauditError):
+    """A file is unreadable, damaged, foreign or unsafe (exit 3)."""
+
+    exit_code = 3
+
+
+class SuspectError(OnnxauditError):
+    """The suspect could not be reached, refused, or answered nonsense (exit 4)."""
+
+    exit_code = 4
+
+
+class BudgetSpent(OnnxauditError):
+    """The query budget is used up; never leaves the interview."""
+
+    exit_code = 11
+
+
+def missing_extra(module: str, extra: str) -> UsageError:
+    """The error for a command whose optional dependency is not installed."""
+    return UsageError(f"this needs {module}, which is not installed", f"Install it with: pip install 'onnxaudit[{extra}]'")

@@ -1,0 +1,189 @@
+"""What an adapter fills in: a card that says what the suspect is, and one method that asks it."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self, TypeAlias, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxaudit.answers import Access, Answers
+from onnxaudit.errors import SuspectError, UsageError
+
+Queries: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
+"""Canonical queries: uint8 images (n, H, W, C) on the 8-bit grid, or float32 vectors (n, d)."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """How canonical queries become what a model wants: ``(pixel * scale - mean) / std``, then order and layout.
+
+    shape: (H, W, C) of images or (d,) of vectors, as the model wants them. layout: "NCHW", "NHWC" or "NC".
+    dtype: "float32", "float16", "float64" or "uint8". mean, std: empty, or one value for all or for each channel, after scaling.
+    channels: "RGB" or "BGR". Vectors are passed as they are, cast to dtype.
+    """
+
+    shape: tuple[int, ...]
+    layout: str = "NCHW"
+    dtype: str = "float32"
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    channels: str = "RGB"
+
+    def encode(self, queries: Queries) -> NDArray[np.generic]:
+        """Canonical queries as a batch for the model. Raises UsageError where the sizes cannot be reconciled."""
+        if len(self.shape) == 1:
+            if queries.ndim != 2 or queries.shape[1] != self.shape[0]:
+                raise UsageError(f"the model takes vectors of {self.shape[0]}, the queries are {_size(queries.shape[1:])}")
+            return np.ascontiguousarray(queries, dtype=self.dtype)
+        images = self._fit(queries)
+        if self.channels == "BGR":
+            images = images[..., ::-1]
+        if self.dtype != "uint8":
+            factor, offset = self._affine()
+            images = images * factor + offset if offset.any() else images * factor
+        elif images.dtype != np.uint8:
+            images = np.rint(images).astype(np.uint8)
+        if self.layout == "NCHW":
+            images = images.transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(images, dtype=self.dtype)
+
+    def _affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        std = np.array(self.std or (1.0,), np.float64)
+        mean = np.array(self.mean or (0.0,), np.float64)
+        return (self.scale / std).astype(np.float32), (-mean / std).astype(np.float32)
+
+    def _fit(self, queries: Queries) -> NDArray[np.uint8] | NDArray[np.float32]:
+        """Bring images to the model's size: bilinear resize, grey repeated to three channels."""
+        height, width, channels = self.shape
+        if queries.ndim != 4 or queries.shape[3] not in (channels, 1):
+            raise UsageError(
+                f"the model takes images of {_size(self.shape)}, the queries are {_size(queries.shape[1:])}",
+                "Height x width x channels; give --input and --layout if the model's signature says less than it means.",
+            )
+        if queries.shape[1:3] != (height, width):
+            down, across = _bilinear(queries.shape[1], height), _bilinear(queries.shape[2], width)
+            queries = np.einsum("ah,nhwc,bw->nabc", down, queries.astype(np.float32), across, optimize=True).astype(np.float32)
+        return queries if queries.shape[3] == channels else np.repeat(queries, channels, axis=3)
+
+
+def _bilinear(source: int, target: int) -> NDArray[np.float32]:
+    """The matrix (target, source) of linear interpolation with half-pixel centres."""
+    position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    low = np.floor(position).astype(int)
+    high = np.minimum(low + 1, source - 1)
+    matrix = np.zeros((target, source), np.float32)
+    matrix[np.arange(target), low] += (1 - (position - low)).astype(np.float32)
+    matrix[np.arange(target), high] += (position - low).astype(np.float32)
+    return matrix
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+@dataclass(frozen=True, slots=True)
+class SuspectCard:
+    """What is known of a suspect before it is asked.
+
+    source: path, URL or module:function. batch: the only batch size that it takes, if fixed. max_batch: the largest.
+    """
+
+    source: str
+    kind: str
+    input: InputSpec
+    num_classes: int | None = None
+    sha256: str | None = None
+    batch: int | None = None
+    max_batch: int | None = None
+    runtime: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a user asks to be opened, and how. input, layout …: None where the user said nothing.
+
+    spec: the victim's InputSpec, which fills in what neither the model's signature nor the user says.
+    options: further settings by name, of interest to one adapter only (``dialect``, ``headers`` …).
+    """
+
+    source: str
+    spec: InputSpec
+    num_classes: int | None = None
+    device: str = "auto"
+    shape: tuple[int, ...] | None = None
+    layout: str | None = None
+    dtype: str | None = None
+    scale: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    channels: str | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def input_spec(self, shape: tuple[int, ...] | None = None, layout: str | None = None, dtype: str | None = None) -> InputSpec:
+        """What the user said, else what the model's signature says (the arguments), else the victim's."""
+        said = {name: getattr(self, name) for name in ("shape", "layout", "dtype", "scale", "mean", "std", "channels")}
+        read = {"shape": shape, "layout": layout, "dtype": dtype}
+        chosen = {name: value for name, value in (read | {k: v for k, v in said.items() if v is not None}).items() if value is not None}
+        return dataclasses.replace(self.spec, **chosen)
+
+
+class Suspect(ABC):
+    """A model under audit. An adapter sets ``card`` and writes ``_ask``; nothing else need be known of it."""
+
+    card: SuspectCard
+
+    @abstractmethod
+    def _ask(self, queries: Queries) -> Answers:
+        """Answers to one batch of canonical queries, in order. Errors of the runtime may escape as they are."""
+
+    def close(self) -> None:
+        """Give back what was opened."""
+
+    @final
+    def ask(self, queries: Queries) -> Answers:
+        """Answers to all queries, split into batches the suspect takes; both directions are checked.
+
+        Raises SuspectError if the suspect fails, answers another number of rows, or answers nonsense.
+        """
+        size = self.card.batch or self.card.max_batch or max(1, len(queries))
+        return Answers.concatenate([self._ask_batch(queries[i : i + size]) for i in range(0, len(queries), size)])
+
+    def _ask_batch(self, queries: Queries) -> Answers:
+        n = len(queries)
+        if self.card.batch and n < self.card.batch:
+            padding = np.repeat(queries[-1:], self.card.batch - n, axis=0)
+            queries = np.concatenate([queries, padding])  # a model with a fixed batch takes nothing smaller
+        answers = self._ask(queries)
+        if len(answers) != len(queries):
+            raise SuspectError(f"{self.card.source} gave {len(answers)} answers to {len(queries)} queries")
+        answers = answers.take(slice(0, n)) if len(queries) > n else answers
+        return self._checked(answers)
+
+    def _checked(self, answers: Answers) -> Answers:
+        if answers.scores is not None and not np.isfinite(answers.scores).all():
+            raise SuspectError(f"{self.card.source} answered NaN or infinity", "Its scores cannot be used as evidence.")
+        expected = self.card.num_classes
+        if answers.num_classes is not None and expected is not None and answers.num_classes != expected:
+            raise SuspectError(
+                f"{self.card.source} answers with {answers.num_classes} classes, the bundle's victim has {expected}",
+                "Schemes that compare labels need the same label set.",
+            )
+        top = int(answers.classes.max(initial=-1))
+        if int(answers.classes.min(initial=0)) < 0 or (expected is not None and top >= expected):
+            raise SuspectError(f"{self.card.source} named class {top}, the bundle's victim has {expected} classes")
+        return answers
+
+    @final
+    def __enter__(self) -> Self:
+        return self
+
+    @final
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
