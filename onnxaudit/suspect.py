@@ -25,7 +25,8 @@ class InputSpec:
 
     shape: (H, W, C) of images or (d,) of vectors, as the model wants them. layout: "NCHW", "NHWC" or "NC".
     dtype: "float32", "float16", "float64" or "uint8". mean, std: empty, or one value for all or for each channel, after scaling.
-    channels: "RGB" or "BGR". Vectors are passed as they are, cast to dtype.
+    channels: "RGB" or "BGR". Vectors are passed as they are, cast to dtype; images that a vector model is asked are
+    scaled, then flattened in the order H, W, C.
     """
 
     shape: tuple[int, ...]
@@ -38,11 +39,12 @@ class InputSpec:
 
     def encode(self, queries: Queries) -> NDArray[np.generic]:
         """Canonical queries as a batch for the model. Raises UsageError where the sizes cannot be reconciled."""
-        if len(self.shape) == 1:
-            if queries.ndim != 2 or queries.shape[1] != self.shape[0]:
-                raise UsageError(f"the model takes vectors of {self.shape[0]}, the queries are {_size(queries.shape[1:])}")
+        if queries.ndim == 2:
+            if queries.shape[1:] != self.shape:
+                raise UsageError(f"the model takes {_size(self.shape)} values, the queries are vectors of {queries.shape[1]}")
             return np.ascontiguousarray(queries, dtype=self.dtype)
-        images = self._fit(queries)
+        flat = len(self.shape) == 1 and self.shape[0] == int(np.prod(queries.shape[1:]))
+        images = queries if flat else self._fit(queries)
         if self.channels == "BGR":
             images = images[..., ::-1]
         if self.dtype != "uint8":
@@ -50,9 +52,9 @@ class InputSpec:
             images = images * factor + offset if offset.any() else images * factor
         elif images.dtype != np.uint8:
             images = np.rint(images).astype(np.uint8)
-        if self.layout == "NCHW":
+        if self.layout == "NCHW" and not flat:
             images = images.transpose(0, 3, 1, 2)
-        return np.ascontiguousarray(images, dtype=self.dtype)
+        return np.ascontiguousarray(images.reshape(len(images), -1) if flat else images, dtype=self.dtype)
 
     def _affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         std = np.array(self.std or (1.0,), np.float64)
@@ -61,12 +63,12 @@ class InputSpec:
 
     def _fit(self, queries: Queries) -> NDArray[np.uint8] | NDArray[np.float32]:
         """Bring images to the model's size: bilinear resize, grey repeated to three channels."""
-        height, width, channels = self.shape
-        if queries.ndim != 4 or queries.shape[3] not in (channels, 1):
+        if len(self.shape) != 3 or queries.shape[3] not in (self.shape[2], 1):
             raise UsageError(
-                f"the model takes images of {_size(self.shape)}, the queries are {_size(queries.shape[1:])}",
+                f"the model takes inputs of {_size(self.shape)}, the queries are images of {_size(queries.shape[1:])}",
                 "Height x width x channels; give --input and --layout if the model's signature says less than it means.",
             )
+        height, width, channels = self.shape
         if queries.shape[1:3] != (height, width):
             down, across = _bilinear(queries.shape[1], height), _bilinear(queries.shape[2], width)
             queries = np.einsum("ah,nhwc,bw->nabc", down, queries.astype(np.float32), across, optimize=True).astype(np.float32)
