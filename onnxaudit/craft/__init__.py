@@ -1,0 +1,1 @@
+"""Crafting (torch): load the victim and the data, sample queries, train references."""

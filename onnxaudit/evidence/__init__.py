@@ -1,0 +1,1 @@
+"""Error rates that are true: the unit is the model, never the query."""

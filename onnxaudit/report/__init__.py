@@ -1,0 +1,1 @@
+"""Reports: one object, shown as JSON, Markdown or text."""

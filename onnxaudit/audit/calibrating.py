@@ -1,0 +1,119 @@
+"""calibrate(): put known models into a bundle, as references, siblings or surrogates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from onnxaudit.answers import Access, Answers
+from onnxaudit.audit.progress import Progress
+from onnxaudit.bundle import ModelEntry, QueryBundle
+from onnxaudit.errors import OnnxauditError, UsageError
+from onnxaudit.interview import interview
+from onnxaudit.registry import adapters, open_suspect
+from onnxaudit.suspect import Target
+
+COPY = 0.97
+"""A reference that gives the victim's label to this share of the fingerprint queries is taken for a copy of it."""
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The models in a folder, sorted by name. Raises UsageError if there are none."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder", "Give a folder of models that are known to be independent.")
+    kinds = {f".{name}" for name in adapters()}
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in kinds and file.is_file())
+    if not files:
+        raise UsageError(f"{folder} holds no models", f"Looked for {', '.join(sorted(kinds - {'.http', '.https', '.python'}))}.")
+    return files
+
+
+def ask_model(bundle: QueryBundle, target: Target, role: str, name: str, origin: str = "") -> tuple[ModelEntry, Answers]:
+    """Ask one model all queries of a bundle; its entry and answers, not yet in the bundle.
+
+    Top-k answers are kept as labels: the bundle stores whole rows or labels.
+    """
+    with open_suspect(target) as model:
+        answers = interview(model, bundle.queries).answers
+        card = model.card
+    if answers.access == Access.TOPK:
+        answers = answers.degrade(Access.LABEL)
+    classes = bundle.manifest.victim.num_classes
+    answers = dataclasses.replace(answers, num_classes=classes)
+    entry = ModelEntry(
+        name, role, Path(card.source).name, card.sha256, card.kind, answers.access.word, classes, control_accuracy(bundle, answers), origin
+    )
+    return entry, answers
+
+
+def control_accuracy(bundle: QueryBundle, answers: Answers) -> float | None:
+    """Share of answered labelled controls with the right label; None where the data had no labels."""
+    start, stop = bundle.manifest.controls
+    part = answers.take(slice(start, stop))
+    if not bundle.manifest.labelled or not part.answered.any():
+        return None
+    return float((part.labels == bundle.control_labels)[part.answered].mean())
+
+
+def refusal(bundle: QueryBundle, entry: ModelEntry, answers: Answers) -> str | None:
+    """Why a model cannot serve in its role, in words, or None. References that are the victim, or know nothing, are refused."""
+    victim = bundle.answers["victim"]
+    start, _ = bundle.manifest.controls
+    agreement = float((answers.labels == victim.labels)[:start].mean()) if start else 0.0
+    if entry.role == "reference" and (np.array_equal(answers.labels, victim.labels) or agreement >= COPY):
+        return f"gives the victim's label to {agreement:.1%} of the fingerprint queries: it is the victim, or made from it"
+    for other in bundle.manifest.models:
+        known = bundle.answers[other.id]
+        if other.role != "victim" and (other.sha256 == entry.sha256 if entry.sha256 else _same(known, answers)):
+            return f"is {other.id} ({other.source}) again"
+    if entry.accuracy is not None and entry.accuracy <= 1.5 / entry.num_classes:
+        return f"gets {entry.accuracy:.1%} of the controls right, which is chance: wrong input convention or label order"
+    return None
+
+
+def _same(one: Answers, two: Answers) -> bool:
+    if not np.array_equal(one.labels, two.labels):
+        return False
+    return one.scores is None or two.scores is None or bool(np.allclose(one.dense(), two.dense(), atol=1e-6))
+
+
+def add_models(
+    bundle: QueryBundle, targets: Sequence[tuple[Target, str]], role: str, progress: Progress, *, strict: bool
+) -> QueryBundle:
+    """The bundle with the models of all (target, origin) in it. A refused one is an error if ``strict``, else a note."""
+    report = progress.task(f"asking {role}s", len(targets))
+    offset = len(bundle.manifest.of_role(role))
+    for number, (target, origin) in enumerate(targets):
+        try:
+            entry, answers = ask_model(bundle, target, role, f"{role}-{offset:03d}", origin)
+            reason = refusal(bundle, entry, answers)
+        except OnnxauditError as error:
+            if strict:
+                raise
+            reason = f"cannot be used: {error.what}"
+        if reason is not None and strict:
+            raise UsageError(f"{target.source} {reason}", "Leave it out.")
+        if reason is not None:
+            progress.note(f"left out: {target.source} {reason}")
+        else:
+            offset += 1
+            bundle = with_models(bundle, [(entry, answers)])
+        report(number + 1)
+    return bundle
+
+
+def with_models(bundle: QueryBundle, models: Iterable[tuple[ModelEntry, Answers]]) -> QueryBundle:
+    """The bundle with more models in it, its id cleared."""
+    models = list(models)
+    manifest = dataclasses.replace(bundle.manifest, models=(*bundle.manifest.models, *(entry for entry, _ in models)))
+    return dataclasses.replace(bundle, manifest=manifest, answers={**bundle.answers, **{e.id: a for e, a in models}}, id="")
+
+
+def calibrate(bundle: QueryBundle, sources: Sequence[str], role: str, progress: Progress, device: str = "auto") -> QueryBundle:
+    """The bundle with the given models added. Raises UsageError for one that cannot serve, naming it."""
+    spec, classes = bundle.manifest.input, bundle.manifest.victim.num_classes
+    targets = [(Target(source, spec, classes, device), "added by calibrate") for source in sources]
+    return add_models(bundle, targets, role, progress, strict=True)

@@ -1,0 +1,83 @@
+"""From recorded answers to statistics: every scheme's scores of a suspect and of the references, and the combined one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxaudit.answers import Access, Answers
+from onnxaudit.bundle import QueryBundle, SchemeEntry
+from onnxaudit.errors import ArtefactError
+from onnxaudit.evidence.calibration import Floats, combined, mean_agreement, studentised
+from onnxaudit.schemes.catalogue import CATALOGUE
+from onnxaudit.schemes.detectors import DETECTORS
+from onnxaudit.schemes.representations import REPRESENTATIONS
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SchemeScores:
+    """scores, standardised: (m + 1,), the references in order, then the suspect. None with a reason if it cannot run."""
+
+    name: str
+    queries: int
+    access: Access
+    scores: Floats | None = None
+    standardised: Floats | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """All schemes of one bundle for one suspect. statistics: (m + 1,) combined, or None if no scheme ran."""
+
+    schemes: tuple[SchemeScores, ...]
+    statistics: Floats | None
+
+
+def compare(bundle: QueryBundle, references: Sequence[Answers], suspect: Answers) -> Comparison:
+    """Score the suspect and every reference on the same rows, cut to the least access of all of them."""
+    models = [*references, suspect]
+    access = min(model.access for model in (*models, bundle.answers["victim"]))
+    width = min(model.classes.shape[1] for model in models) if access == Access.TOPK else 1
+    cut = [answers.degrade(access, width) for answers in (bundle.answers["victim"], *models)]
+    covariate = _covariate(bundle, models)
+    schemes = tuple(_scheme(entry, cut, suspect.answered, covariate) for entry in bundle.manifest.schemes)
+    ran = [scheme.standardised for scheme in schemes if scheme.standardised is not None]
+    return Comparison(schemes, combined(ran) if ran else None)
+
+
+def _covariate(bundle: QueryBundle, models: Sequence[Answers]) -> Floats | None:
+    """Mean agreement of each model with the others on the control queries that the suspect answered."""
+    start, stop = bundle.manifest.controls
+    rows = np.arange(start, stop)[models[-1].answered[start:stop]]
+    if not len(rows):
+        return None
+    return mean_agreement(np.stack([model.labels[rows] for model in models]))
+
+
+def _scheme(entry: SchemeEntry, cut: Sequence[Answers], answered: NDArray[np.bool_], covariate: Floats | None) -> SchemeScores:
+    representation, detector = REPRESENTATIONS.get(entry.representation), DETECTORS.get(entry.detector)
+    if representation is None or detector is None or entry.name not in CATALOGUE:
+        raise ArtefactError(f"the bundle has a scheme that this version does not know: {entry.name}", "Update onnxaudit.")
+    start, stop = entry.rows
+    rows = np.arange(start, stop)[answered[start:stop]]
+    item = CATALOGUE[entry.name]
+    access = min(cut[0].access, item.access)
+    if len(rows) < 2:
+        return SchemeScores(entry.name, len(rows), access, skipped="none of its queries was answered")
+    parameters = {name: value for name, value in entry.parameters.items() if name in item.representing}
+    try:
+        represented = np.stack([representation(answers.take(rows), **parameters) for answers in cut])
+    except TypeError as error:
+        raise ArtefactError(f"the bundle's parameters of {entry.name} are not known: {error}", "Update onnxaudit.") from None
+    scores = detector(represented[0], represented[1:])
+    floor = max(item.resolution / len(rows), 1e-6)
+    return SchemeScores(entry.name, len(rows), access, scores, studentised(scores, covariate, floor))
+
+
+def parameters_in_words(parameters: Mapping[str, object]) -> str:
+    """Parameters as "name=value" in order, for people."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(parameters.items()))

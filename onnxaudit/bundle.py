@@ -1,0 +1,220 @@
+"""The query bundle, format 1: all queries, the victim's answers and the calibration, frozen in one safetensors file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxaudit.answers import Access, Answers
+from onnxaudit.decode import canonical, decode, parse
+from onnxaudit.errors import ArtefactError, UsageError
+from onnxaudit.suspect import InputSpec, Queries
+
+FORMAT = 1
+KEY = "onnxaudit.manifest"
+MAX_BYTES = 2 << 30
+MAX_HEADER = 16 << 20
+ROLES = ("victim", "reference", "sibling", "surrogate")
+
+
+@dataclass(frozen=True, slots=True)
+class SchemeEntry:
+    """One scheme as it was crafted: its parts by catalogue name, every parameter, and its rows [start, stop) of the queries."""
+
+    name: str
+    sampler: str
+    representation: str
+    detector: str
+    rows: tuple[int, int]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model whose answers the bundle keeps. accuracy: on the labelled controls. origin: where it comes from, in words."""
+
+    id: str
+    role: str
+    source: str
+    sha256: str | None
+    kind: str
+    access: str
+    num_classes: int
+    accuracy: float | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything in a bundle that is not a tensor."""
+
+    tool: str
+    seed: int
+    input: InputSpec
+    class_names: tuple[str, ...]
+    schemes: tuple[SchemeEntry, ...]
+    controls: tuple[int, int]
+    labelled: bool
+    statistic: str
+    alpha: float
+    models: tuple[ModelEntry, ...]
+    data_sha256: str | None = None
+    notes: tuple[str, ...] = ()
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def victim(self) -> ModelEntry:
+        """The victim's entry."""
+        return next(model for model in self.models if model.role == "victim")
+
+    def of_role(self, role: str) -> tuple[ModelEntry, ...]:
+        """The entries of one role, in order."""
+        return tuple(model for model in self.models if model.role == role)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryBundle:
+    """A manifest with its tensors.
+
+    queries: canonical, all schemes' rows and the controls. control_labels: (c,) int64, the truth where data was labelled,
+    else the victim's labels. answers: by model id, to all queries. id: sha256 of the file, "" before it is saved.
+    """
+
+    manifest: Manifest
+    queries: Queries
+    control_labels: NDArray[np.int64]
+    answers: Mapping[str, Answers]
+    id: str = ""
+
+    def save(self, path: Path, *, force: bool = False) -> QueryBundle:
+        """Write the file in one step and return the bundle with its id. Raises UsageError if it exists and not ``force``."""
+        if path.exists() and not force:
+            raise UsageError(f"{path} exists already", "Give another name with -o, or --force to replace it.")
+        from safetensors.numpy import save
+
+        tensors: dict[str, NDArray[Any]] = {"queries": self.queries, "control_labels": self.control_labels}
+        for name, answers in self.answers.items():
+            if answers.scores is None:
+                tensors[f"answers/{name}/labels"] = answers.labels
+            else:
+                tensors[f"answers/{name}/scores"] = answers.dense()
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        manifest = dataclasses.replace(self.manifest, tensors={name: _digest(tensor) for name, tensor in tensors.items()})
+        data = save(tensors, metadata={KEY: canonical(manifest)})
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)  # noqa: PTH105 - the atomic one
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another place with -o.") from None
+        return dataclasses.replace(self, manifest=manifest, id=hashlib.sha256(data).hexdigest())
+
+
+def load(path: Path) -> QueryBundle:
+    """Read and verify a bundle: size, layout, every digest, and that manifest and tensors agree.
+
+    Raises UsageError for a missing file, ArtefactError for a damaged, truncated, oversized, foreign or inconsistent one.
+    """
+    data = _read(path)
+    where = path.name
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as load_tensors
+
+    try:
+        header = parse(data[8 : 8 + _header_length(data, where)], where)
+        tensors: dict[str, NDArray[Any]] = load_tensors(data)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ArtefactError(f"{where} is damaged: {error}", "Craft it again, or fetch the file once more.") from None
+    text = (header.get("__metadata__") or {}).get(KEY) if isinstance(header, dict) else None
+    if not isinstance(text, str):
+        raise ArtefactError(f"{where} is not a query bundle", "Make one with: onnxaudit craft VICTIM")
+    value = parse(text, where)
+    version = value.get("format") if isinstance(value, dict) else None
+    if version != FORMAT:
+        raise ArtefactError(f"{where} has bundle format {version!r}, this version reads {FORMAT}", "Update onnxaudit.")
+    manifest = decode(Manifest, value, where)
+    for name in sorted(set(tensors) | set(manifest.tensors)):
+        if name not in tensors or manifest.tensors.get(name) != _digest(tensors[name]):
+            raise ArtefactError(f"{where}: the tensor {name!r} does not match its digest", "The file was changed; do not use it.")
+    answers = {model.id: _answers(model, tensors, where) for model in manifest.models}
+    bundle = QueryBundle(manifest, tensors["queries"], tensors["control_labels"], answers, hashlib.sha256(data).hexdigest())
+    _check(bundle, where)
+    return bundle
+
+
+def _read(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ArtefactError(f"{path} has {size} bytes, more than any bundle", f"The limit is {MAX_BYTES}.")
+        with path.open("rb") as file:
+            if size < 16 or struct.unpack("<Q", file.read(8))[0] > min(size - 8, MAX_HEADER):
+                raise ArtefactError(f"{path.name} is not a query bundle, or is truncated", "Make one with: onnxaudit craft VICTIM")
+            file.seek(0)
+            return file.read()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", "Check the path given by --bundle.") from None
+
+
+def _header_length(data: bytes, where: str) -> int:
+    length: int = struct.unpack("<Q", data[:8])[0]
+    if length > len(data) - 8:
+        raise ArtefactError(f"{where} is truncated")
+    return length
+
+
+def _digest(tensor: NDArray[Any]) -> str:
+    head = canonical([tensor.dtype.str, list(tensor.shape)]).encode()
+    return hashlib.sha256(head + tensor.tobytes()).hexdigest()
+
+
+def _answers(model: ModelEntry, tensors: Mapping[str, NDArray[Any]], where: str) -> Answers:
+    try:
+        access = Access[model.access.upper()]
+    except KeyError:
+        raise ArtefactError(f"{where}: {model.id} has unknown access {model.access!r}") from None
+    if access == Access.LABEL and (labels := tensors.get(f"answers/{model.id}/labels")) is not None and labels.ndim == 1:
+        return Answers.from_labels(labels, model.num_classes)
+    scores = tensors.get(f"answers/{model.id}/scores")
+    if access >= Access.PROBS and scores is not None and scores.ndim == 2 and np.isfinite(scores).all():
+        return Answers.from_scores(scores, access)
+    raise ArtefactError(f"{where}: no usable answers of {model.id}")
+
+
+def _check(bundle: QueryBundle, where: str) -> None:
+    """Raise ArtefactError where manifest and tensors contradict each other."""
+    manifest, n = bundle.manifest, len(bundle.queries)
+    classes = {model.num_classes for model in manifest.models}
+    spans = [manifest.controls, *(scheme.rows for scheme in manifest.schemes)]
+    start, stop = manifest.controls
+    problems = {
+        "queries are neither uint8 images nor float32 vectors": (bundle.queries.dtype, bundle.queries.ndim)
+        not in ((np.dtype(np.uint8), 4), (np.dtype(np.float32), 2)),
+        "there must be one victim": len(manifest.of_role("victim")) != 1,
+        "a model has an unknown role": any(model.role not in ROLES for model in manifest.models),
+        "two models share an id": len({model.id for model in manifest.models}) != len(manifest.models),
+        "the models differ in their number of classes": len(classes) != 1,
+        "answers and queries differ in number": any(len(answers) != n for answers in bundle.answers.values()),
+        "an answer names a class that does not exist": any(
+            answers.labels.min(initial=0) < 0 or answers.labels.max(initial=0) >= min(classes) or answers.num_classes not in classes
+            for answers in bundle.answers.values()
+        ),
+        "rows lie outside of the queries": any(not 0 <= a <= b <= n for a, b in spans),
+        "control labels do not fit": bundle.control_labels.shape != (stop - start,) or bundle.control_labels.dtype != np.int64,
+        "alpha must lie between 0 and 1": not 0 < manifest.alpha < 1,
+    }
+    for problem, found in problems.items():
+        if found:
+            raise ArtefactError(f"{where} is inconsistent: {problem}", "It was not written by onnxaudit; do not use it.")

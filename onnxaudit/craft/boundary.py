@@ -1,0 +1,148 @@
+"""IPGuard: points close to the victim's decision boundary (Cao, Jia, Gong 2021), all of them in one batch (torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxaudit.craft.data import Data
+from onnxaudit.craft.victim import BATCH, Victim
+from onnxaudit.errors import UsageError
+from onnxaudit.suspect import Queries
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+ROUNDS = 8
+
+
+def sample_boundary(
+    victim: Victim,
+    data: Data | None,
+    n: int,
+    rng: np.random.Generator,
+    progress: Callable[[int], None],
+    *,
+    start: str = "training",
+    target: str = "least-likely",
+    k: float = 10.0,
+    lr: float = 0.001,
+    iterations: int = 1000,
+) -> tuple[Queries, list[str]]:
+    """n boundary points on the 8-bit grid, and notes.
+
+    start: "training" inputs or "random" noise in [0, 1]; target: "random" or "least-likely" class (IPGuard Table 3). k: margin
+    in logits by which the target beats the start's class. Starts that do not get there in ``iterations`` are replaced.
+    Raises UsageError if hardly any does.
+    """
+    found: list[Tensor] = []
+    tried = 0
+    missing = n
+    for _ in range(ROUNDS):
+        x = _starts(victim, data, missing, rng, start)
+        tried += len(x)
+        points, converged = boundary_points(victim, x, _targets(victim, x, rng, target), k=k, lr=lr, iterations=iterations)
+        found.append(points[converged])
+        missing -= int(converged.sum())
+        progress(n - missing)
+        if not missing:
+            break
+    queries = _to_queries(torch.cat(found))
+    if len(queries) < max(1, n // 2):
+        raise UsageError(f"only {len(queries)} of {tried} starts reached the boundary with margin {k}", "Lower k, or leave IPGuard out.")
+    notes = [f"{tried - len(queries)} of {tried} starts did not converge and were replaced"] if tried > n else []
+    return queries, notes
+
+
+def boundary_points(victim: Victim, x: Tensor, target: Tensor, *, k: float, lr: float, iterations: int) -> tuple[Tensor, Tensor]:
+    """Move each x until IPGuard's loss is 0, by Adam on x with the paper's stop rule per point.
+
+    x: pixels (n, C, H, W) in [0, 1] or vectors (n, d). target: (n,) class indices. Returns points and (n,) bool, converged.
+
+    Eq. 5: L(x) = ReLU(Z_i - Z_j + k) + ReLU(max_{t != i, j} Z_t - Z_i), i the victim's label of the start, j the target.
+    Images are rounded to 8 bits before the victim sees them, in every step (gradients pass straight through), so that a point
+    that stops has the property as a uint8 image. Points that stop leave the batch; the rest keep their own moments.
+    """
+    image = x.ndim == 4
+    with torch.no_grad():
+        source = torch.cat([victim.logits(part).argmax(1) for part in x.split(BATCH)])
+    points = x.clone()
+    converged = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    active = torch.arange(len(x), device=x.device)
+    first, second = torch.zeros_like(x), torch.zeros_like(x)
+    for step in range(1, iterations + 1):
+        shown = _round(x) if image else x
+        loss, gradient = _loss_and_gradient(victim, shown, source[active], target[active], k)
+        done = loss <= 0
+        if done.any():
+            points[active[done]] = shown[done]
+            converged[active[done]] = True
+            going = ~done
+            active, x, gradient = active[going], x[going], gradient[going]
+            first, second = first[going], second[going]
+            if not len(active):
+                break
+        first.mul_(BETA1).add_(gradient, alpha=1 - BETA1)
+        second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        rate = lr * (1 - BETA2**step) ** 0.5 / (1 - BETA1**step)
+        x = x.addcdiv(first, second.sqrt().add_(EPSILON * (1 - BETA2**step) ** 0.5), value=-rate)
+        if image:
+            x.clamp_(0, 1)
+    return points, converged
+
+
+def _loss_and_gradient(victim: Victim, x: Tensor, source: Tensor, target: Tensor, k: float) -> tuple[Tensor, Tensor]:
+    losses, gradients = [], []
+    for part, i, j in zip(x.split(BATCH), source.split(BATCH), target.split(BATCH), strict=True):
+        part = part.detach().requires_grad_(True)
+        loss = boundary_loss(victim.logits(part), i, j, k)
+        (gradient,) = torch.autograd.grad(loss.sum(), part)
+        losses.append(loss.detach())
+        gradients.append(gradient)
+    return torch.cat(losses), torch.cat(gradients)
+
+
+def boundary_loss(logits: Tensor, source: Tensor, target: Tensor, k: float) -> Tensor:
+    """IPGuard eq. 5 for each row of logits (n, C), (n,); the second term is absent for two classes."""
+    z_i = logits.gather(1, source[:, None])[:, 0]
+    z_j = logits.gather(1, target[:, None])[:, 0]
+    loss = torch.relu(z_i - z_j + k)
+    if logits.shape[1] > 2:
+        others = logits.scatter(1, torch.stack([source, target], 1), -torch.inf).amax(1)
+        loss = loss + torch.relu(others - z_i)
+    return loss
+
+
+def _starts(victim: Victim, data: Data | None, n: int, rng: np.random.Generator, start: str) -> Tensor:
+    if start == "training":
+        if data is None:
+            raise UsageError("this variant of IPGuard starts from data", "Give --data, or take ipguard-rl.")
+        return victim.pixels(data.x[rng.choice(len(data), n, replace=len(data) < n)])
+    shape = victim.spec.shape
+    if len(shape) == 3:
+        return victim.pixels(rng.integers(0, 256, (n, *shape), dtype=np.uint8))
+    noise = rng.random((n, *shape), dtype=np.float32)
+    if data is not None and data.x.ndim == 2:  # vectors have no natural range but that of the data
+        low, high = data.x.min(0), data.x.max(0)
+        noise = (low + noise * (high - low)).astype(np.float32)
+    return victim.pixels(noise)
+
+
+@torch.no_grad()
+def _targets(victim: Victim, x: Tensor, rng: np.random.Generator, target: str) -> Tensor:
+    logits = torch.cat([victim.logits(part) for part in x.split(BATCH)])
+    if target == "least-likely":
+        return logits.argmin(1)
+    step = torch.from_numpy(rng.integers(1, logits.shape[1], len(x))).to(x.device)
+    return (logits.argmax(1) + step) % logits.shape[1]
+
+
+def _round(x: Tensor) -> Tensor:
+    return x.mul(255).round_().div_(255)
+
+
+def _to_queries(points: Tensor) -> Queries:
+    if points.ndim == 2:
+        return points.cpu().numpy()
+    return points.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()

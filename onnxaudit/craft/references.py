@@ -1,0 +1,143 @@
+"""References trained on the owner's data: small models of different architectures, never shown the victim (torch)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onnxaudit.craft.data import Data
+from onnxaudit.errors import UsageError
+from onnxaudit.zoo.architectures import ARCHITECTURES
+from onnxaudit.zoo.training import Recipe, accuracy, build, fit, to_pixels
+
+CLOSE = 0.01
+"""A reference this close to the victim's held-out accuracy, or better, is not tried again."""
+POOR = 0.03
+"""A reference further below the victim than this is weak: it would make strong innocents look suspicious."""
+HELD_OUT = 6
+"""One in so many inputs is held out to measure accuracy."""
+IMAGES_SEEN = 120_000
+"""Training length of a first attempt, in images."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedReference:
+    """One trained reference. path: an ONNX file that takes raw 8-bit pixels. accuracy: on the held-out part of the data."""
+
+    path: Path
+    recipe: Recipe
+    accuracy: float
+
+
+def held_out(data: Data) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Rows to train on and rows to measure accuracy on; the same for every reference of this data."""
+    order = np.random.default_rng(int(data.sha256[:8], 16)).permutation(len(data))
+    part = len(data) // HELD_OUT
+    return np.sort(order[part:]), np.sort(order[:part])
+
+
+def train_references(
+    data: Data, classes: int, count: int, goal: float, seed: int, folder: Path, *, jobs: int | None, progress: Callable[[int], None]
+) -> list[TrainedReference]:
+    """Train ``count`` references to about the accuracy ``goal`` (the victim's, on the held-out rows), in parallel processes.
+
+    What is already in ``folder`` from the same data, seed and goal is not trained again. Raises UsageError without labels.
+    """
+    from joblib import Parallel, delayed
+
+    if data.y is None:
+        raise UsageError("--train-references needs labelled data", "Give y with the data, or --references DIR.")
+    if len(data) < 50 * classes:
+        raise UsageError(f"{len(data)} inputs are too few to train references of {classes} classes", "Give at least 50 a class.")
+    folder.mkdir(parents=True, exist_ok=True)
+    workers = Parallel(n_jobs=jobs or os.cpu_count() or 1, return_as="generator", batch_size=1)
+    results: list[TrainedReference] = []
+    for result in workers(delayed(_train)(data, classes, goal, seed, index, folder) for index in range(count)):
+        results.append(result)
+        progress(len(results))
+    return results
+
+
+def _train(data: Data, classes: int, goal: float, seed: int, index: int, folder: Path) -> TrainedReference:
+    torch.set_num_threads(1)
+    key = hashlib.sha256(json.dumps([data.sha256, classes, round(goal, 4), seed, index, IMAGES_SEEN]).encode()).hexdigest()[:12]
+    found = sorted(folder.glob(f"*-{key}.json"))
+    if found and found[0].with_suffix(".onnx").exists():
+        kept = json.loads(found[0].read_text())
+        return TrainedReference(found[0].with_suffix(".onnx"), Recipe(**kept["recipe"]), kept["accuracy"])
+    rows, test = held_out(data)
+    x, x_test = to_pixels(data.x[rows]), to_pixels(data.x[test])
+    assert data.y is not None
+    y, y_test = torch.from_numpy(data.y[rows]), torch.from_numpy(data.y[test])
+    best: tuple[float, Recipe, nn.Module] | None = None
+    for recipe in _attempts(data, len(rows), seed, index):
+        model = fit(build(recipe, data.shape, classes), x, y, recipe)
+        reached = accuracy(model, x_test, y_test)
+        if best is None or reached > best[0]:
+            best = (reached, recipe, model)
+        if reached >= goal - CLOSE:
+            break
+    assert best is not None
+    reached, recipe, model = best
+    path = folder / f"{index:03d}-{recipe.arch}-{key}.onnx"
+    save_uint8_onnx(model, data.shape, path)
+    facts = {"accuracy": reached, "recipe": dataclasses.asdict(recipe), "data_sha256": data.sha256}
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    return TrainedReference(path, recipe, reached)
+
+
+def _attempts(data: Data, n: int, seed: int, index: int) -> list[Recipe]:
+    """Two recipes for one reference: a quick one, and one with more epochs, augmentation and width if that falls short."""
+    names = list(ARCHITECTURES) if len(data.shape) == 3 else ["mlp"]
+    rng = np.random.default_rng([seed, index])
+    first = Recipe(
+        arch=names[index % len(names)],
+        width=float(rng.choice([1.0, 1.25, 1.5])),
+        epochs=max(3, round(IMAGES_SEEN / n)),
+        lr=float(rng.choice([3e-3, 5e-3])),
+        batch=128 if n >= 2000 else 32,
+        shift=1,
+        seed=int(rng.integers(2**31)),
+    )
+    return [first, dataclasses.replace(first, epochs=2 * first.epochs, width=1.5 * first.width, seed=first.seed + 1)]
+
+
+class _RawPixels(nn.Module):
+    """A network behind what deployed image models take: uint8, NHWC."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.network(x.float().permute(0, 3, 1, 2) / 255.0)
+        return scores
+
+
+def save_uint8_onnx(model: nn.Module, shape: tuple[int, ...], path: Path) -> None:
+    """Export with a dynamic batch; images go in as uint8 NHWC, vectors as float32. Written in one step."""
+    image = len(shape) == 3
+    example = torch.zeros(1, *shape, dtype=torch.uint8 if image else torch.float32)
+    temporary = path.with_suffix(".tmp")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _RawPixels(model).eval() if image else model.eval(),
+            (example,),
+            str(temporary),
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_axes={"input": {0: "n"}, "logits": {0: "n"}},
+            dynamo=False,
+        )
+    temporary.replace(path)

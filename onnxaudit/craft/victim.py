@@ -1,0 +1,221 @@
+"""The owner's model, white box: its program, what it wants as input, and differentiable logits (torch)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from onnxaudit.archives import sniff
+from onnxaudit.errors import ArtefactError, UsageError
+from onnxaudit.suspect import InputSpec, Queries
+
+BATCH = 256
+"""Largest number of queries in one forward pass of the victim; bounds memory, not results."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Victim:
+    """A loaded victim. program: takes what ``spec`` describes and gives (n, C) scores. normalised: they are probabilities."""
+
+    program: Callable[[Tensor], Any]
+    spec: InputSpec
+    device: torch.device
+    kind: str
+    sha256: str
+    source: str
+    num_classes: int = 0
+    normalised: bool = False
+    batch: int | None = None
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Differentiable logits (n, C) of pixels in [0, 1], (n, C, H, W), or of vectors (n, d).
+
+        A victim that ends in softmax gives log-probabilities, whose differences are those of its logits.
+        """
+        scores = self._scores(self._encode(pixels))
+        return scores.clamp_min(1e-12).log() if self.normalised else scores
+
+    @torch.no_grad()
+    def answer(self, queries: Queries) -> NDArray[np.float32]:
+        """What the victim itself says, (n, C): logits or probabilities, as it ends."""
+        parts = [self._scores(self._encode(self.pixels(queries[i : i + BATCH]))) for i in range(0, len(queries), BATCH)]
+        result: NDArray[np.float32] = torch.cat(parts).float().cpu().numpy()
+        return result
+
+    def pixels(self, queries: Queries) -> Tensor:
+        """Canonical queries as pixels in [0, 1], NCHW, or vectors, on the victim's device."""
+        if queries.ndim == 2:
+            return torch.tensor(queries, device=self.device)
+        return torch.tensor(queries, device=self.device).permute(0, 3, 1, 2).float().div(255.0).contiguous()
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        spec = self.spec
+        if pixels.ndim == 2:
+            return pixels.to(getattr(torch, spec.dtype))
+        if spec.channels == "BGR":
+            pixels = pixels.flip(1)
+        scaled = pixels * (255.0 * spec.scale)
+        if spec.mean or spec.std:
+            scaled = (scaled - _per_channel(spec.mean or (0.0,), scaled)) / _per_channel(spec.std or (1.0,), scaled)
+        if spec.layout == "NHWC":
+            scaled = scaled.permute(0, 2, 3, 1)
+        return scaled.to(getattr(torch, spec.dtype))
+
+    def _scores(self, encoded: Tensor) -> Tensor:
+        if self.batch is None or len(encoded) == self.batch:
+            return _first_tensor(self.program(encoded))
+        parts = []
+        for start in range(0, len(encoded), self.batch):
+            part = encoded[start : start + self.batch]
+            short = self.batch - len(part)
+            padded = torch.cat([part, part[-1:].expand(short, *part.shape[1:])]) if short else part
+            parts.append(_first_tensor(self.program(padded))[: len(part)])
+        return torch.cat(parts)
+
+    def probed(self) -> Victim:
+        """The same victim with its number of classes and its kind of scores read off an answer to grey and noisy inputs."""
+        shape = self.spec.shape
+        pixels = torch.rand(4, *((shape[2], *shape[:2]) if len(shape) == 3 else shape), generator=torch.Generator().manual_seed(0))
+        try:
+            with torch.no_grad():
+                scores = self._scores(self._encode(pixels.to(self.device)))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise UsageError(
+                f"the victim does not take inputs of {'x'.join(map(str, shape))} ({self.spec.layout}): {reason}",
+                "Give data of its size, or --input, --layout.",
+            ) from None
+        if scores.ndim != 2 or len(scores) != 4 or scores.shape[1] < 2:
+            raise UsageError(f"the victim answers {tuple(scores.shape)} to 4 inputs, not a row of class scores each")
+        if not torch.isfinite(scores).all():
+            raise ArtefactError("the victim answers NaN or infinity")
+        sums = (scores.min() >= 0) and (scores.sum(1) - 1).abs().max() < 1e-3
+        return dataclasses.replace(self, num_classes=scores.shape[1], normalised=bool(sums))
+
+
+def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device).reshape(1, -1, 1, 1)
+
+
+def _first_tensor(output: Any) -> Tensor:
+    """The scores in a program's output: a tensor, or the first one with two axes in a tuple or dict."""
+    if isinstance(output, Tensor):
+        return output
+    parts = list(output.values()) if isinstance(output, dict) else list(output)
+    found = next((part for part in parts if isinstance(part, Tensor) and part.ndim == 2), None)
+    if found is None:
+        raise UsageError("the victim's output holds no tensor of class scores")
+    return found
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device for auto, cpu or cuda. Raises UsageError if cuda is asked for and not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this PyTorch finds no GPU", "Use --device auto or cpu.")
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {name!r} is not known", "Use auto, cpu or cuda.")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def open_victim(path: Path, spec: InputSpec, *, device: str = "auto", model: str | None = None, allow_pickle: bool = False) -> Victim:
+    """Load a victim: TorchScript, ``torch.export`` archive, or weights for the module that ``model`` ("module:factory") makes.
+
+    It has not been run yet: see ``Victim.probed``. The file is sniffed before torch touches it. Raises UsageError for a missing file or factory, ArtefactError for a foreign,
+    damaged or (without ``allow_pickle``) pickled one.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file", "Check the victim's path.")
+    where = choose_device(device)
+    kind = sniff(path)
+    batch: int | None = None
+    program: Any
+    try:
+        if kind == "torchscript":
+            program = torch.jit.load(str(path), map_location=where).eval()
+        elif kind == "exported":
+            exported = torch.export.load(str(path))
+            program, batch = exported.module().to(where), _fixed_batch(exported)
+        elif kind in ("weights", "safetensors"):
+            program = _with_weights(_factory(model, path), path, kind).to(where).eval()
+        elif kind == "pickle":
+            program = _unpickle(path, model, allow_pickle).to(where).eval()
+        else:
+            raise ArtefactError(f"{path.name} is not a PyTorch model ({kind})", "Give TorchScript, a .pt2, or weights with --model.")
+    except (RuntimeError, ValueError, KeyError, OSError, EOFError) as error:
+        raise ArtefactError(f"{path.name} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    for parameter in program.parameters():
+        parameter.requires_grad_(False)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Victim(program, spec, where, kind, digest, path.name, batch=batch)
+
+
+def _fixed_batch(exported: torch.export.ExportedProgram) -> int | None:
+    name = exported.graph_signature.user_inputs[0]
+    node = next(node for node in exported.graph.nodes if node.name == name)
+    size = node.meta["val"].shape[0]
+    return size if isinstance(size, int) else None
+
+
+def _factory(model: str | None, path: Path) -> torch.nn.Module:
+    if model is None:
+        raise UsageError(f"{path.name} holds weights only", "Say what they belong to: --model module:factory")
+    module, _, name = model.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        made = getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--model {model} cannot be imported: {error}", "Give it as module:factory, importable from here.") from None
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if not isinstance(made, torch.nn.Module):
+        raise UsageError(f"--model {model} makes a {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def _with_weights(module: torch.nn.Module, path: Path, kind: str) -> torch.nn.Module:
+    if kind == "safetensors":
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise UsageError(f"the weights in {path.name} do not fit --model: {' '.join(str(error).split())[:200]}") from None
+    return module
+
+
+def _unpickle(path: Path, model: str | None, allow_pickle: bool) -> torch.nn.Module:
+    if not allow_pickle:
+        raise ArtefactError(
+            f"{path.name} is a pickle, which can run any code when it is loaded",
+            "Save the victim as TorchScript, .pt2 or weights; or pass --allow-pickle if you made this file yourself.",
+        )
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # unpickling runs foreign code, which may raise anything
+        raise ArtefactError(f"{path.name} cannot be unpickled: {error}", "Run from the folder its classes can be imported from.") from None
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if isinstance(loaded, torch.nn.Module):
+        return loaded
+    if isinstance(loaded, dict) and model is not None:
+        module = _factory(model, path)
+        module.load_state_dict(loaded.get("state_dict", loaded))
+        return module
+    raise UsageError(f"{path.name} holds a {type(loaded).__name__}, not a module", "Give --model module:factory for weights.")

@@ -1,0 +1,71 @@
+"""Reference calibration: where a suspect falls among models that are known to be independent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+STATISTIC = "mean-z/1"
+"""The pre-registered statistic: see ``combined``. A bundle names the one that it was made for."""
+TOLERANCE = 1.0
+"""Standard deviations by which innocents may be closer to the victim than the references are, before any is accused."""
+WIDE_TOLERANCE = 2.0
+"""The same where the references are known to be weaker than the innocents they stand for."""
+COVARIATE_MODELS = 12
+"""With fewer models than this no covariate is fitted: a slope from so few is noise."""
+
+Floats = NDArray[np.float64]
+
+
+def mean_agreement(labels: NDArray[np.int32]) -> Floats:
+    """Each model's mean agreement with the other models, (m,), from their labels of natural inputs, (m, n).
+
+    It measures how good and how ordinary a model is without the victim: good models agree with all good models.
+    """
+    m = len(labels)
+    same = (labels[:, None, :] == labels[None, :, :]).mean(axis=2)
+    return np.asarray((same.sum(axis=1) - 1) / max(1, m - 1))
+
+
+def studentised(scores: Floats, covariate: Floats | None, floor: float) -> Floats:
+    """Scores of m + 1 models as residuals on a covariate in units of their own standard error, (m + 1,).
+
+    Ordinary least squares over references and suspect together, residuals divided by s sqrt(1 - leverage): symmetric in all
+    models, so ranks among them stay exact, and a suspect far from all references in the covariate gets no credit for it.
+    Without a covariate (or a constant one) these are z-scores. floor: the least s that is taken seriously.
+    """
+    n = len(scores)
+    columns = [np.ones(n)]
+    if covariate is not None and n > COVARIATE_MODELS and np.ptp(covariate) > 1e-9:
+        columns.append(covariate - covariate.mean())
+    basis, _ = np.linalg.qr(np.column_stack(columns))
+    residual = scores - basis @ (basis.T @ scores)
+    spread = max(float(np.sqrt(residual @ residual / max(1, n - len(columns)))), floor)
+    remaining = np.sqrt(np.maximum(1 - (basis**2).sum(axis=1), 1e-9))
+    return np.asarray(residual / (spread * remaining))
+
+
+def combined(standardised: Sequence[Floats]) -> Floats:
+    """The mean over schemes of the models' studentised scores, (m + 1,)."""
+    return np.asarray(np.mean(standardised, axis=0))
+
+
+def p_value(statistics: Floats, tolerance: float = 0.0) -> float:
+    """Conformal p-value of the last of m + 1 statistics among the others: (1 + #{i : t_i + tolerance sd >= t}) / (m + 1).
+
+    If the suspect is independent and exchangeable with the references, P(p <= a) <= a for every a; ties count against the
+    claim. A positive tolerance only raises p: it keeps the level for innocents that are closer to the victim than the references
+    by up to so many standard deviations of the references' statistics.
+    """
+    references, suspect = statistics[:-1], statistics[-1]
+    spread = float(references.std(ddof=1)) if len(references) > 1 else 0.0
+    # a hair above equality, so that ties stay ties whatever the order of summation
+    reached = references + tolerance * spread >= suspect - 1e-9
+    return (1 + int(reached.sum())) / (len(references) + 1)
+
+
+def p_floor(references: int) -> float:
+    """The smallest p-value that so many references can give."""
+    return 1 / (references + 1)

@@ -1,0 +1,82 @@
+"""The report of a check: the contract that others read (schema onnxaudit.report/1)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = "onnxaudit.report/1"
+DERIVED, NOT_SHOWN, INCONCLUSIVE = "derived", "not-shown", "inconclusive"
+EXIT_CODES: Mapping[str, int] = {NOT_SHOWN: 0, DERIVED: 10, INCONCLUSIVE: 11}
+
+
+@dataclass(frozen=True, slots=True)
+class SchemeResult:
+    """One scheme's part. score: larger is closer; skipped: why it did not run.
+
+    reference_mean, reference_max: scores of the references on the same queries.
+    """
+
+    name: str
+    score: float | None = None
+    p_value: float | None = None
+    p_adjusted: float | None = None
+    queries: int = 0
+    access: str | None = None
+    skipped: str | None = None
+    reference_mean: float | None = None
+    reference_max: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """The control queries. agreement: on those that victim and references find easy; accuracy: on all, where labelled."""
+
+    n: int = 0
+    agreement: float | None = None
+    ok: bool | None = None
+    accuracy: float | None = None
+    reference_accuracy: tuple[float, ...] = ()
+    victim_accuracy: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything a check found. p_exchangeable: the p-value without tolerance, for comparison. conditions: what is assumed."""
+
+    finding: str
+    p_value: float | None
+    p_floor: float
+    alpha: float
+    score: float | None
+    reasons: tuple[str, ...]
+    bundle: Mapping[str, Any]
+    suspect: Mapping[str, Any]
+    controls: Controls
+    schemes: tuple[SchemeResult, ...]
+    queries: Mapping[str, int]
+    seconds: Mapping[str, float]
+    status: str = "complete"
+    error: str | None = None
+    statistic: str = ""
+    tolerance: float = 0.0
+    p_exchangeable: float | None = None
+    conditions: tuple[str, ...] = ()
+    tool: str = ""
+    transcript_sha256: str | None = None
+    schema: str = field(default=SCHEMA)
+
+    @property
+    def exit_code(self) -> int:
+        """0 not shown, 10 derived, 11 inconclusive."""
+        return EXIT_CODES[self.finding]
+
+    def to_json(self) -> str:
+        """One JSON document, keys in the order of the contract; no NaN."""
+        value = dataclasses.asdict(self)
+        first = ("schema", "status", "finding", "p_value", "p_floor", "alpha", "score", "reasons")
+        ordered = {name: value[name] for name in (*first, *(name for name in value if name not in first))}
+        return json.dumps(ordered, indent=1, ensure_ascii=False, allow_nan=False)
