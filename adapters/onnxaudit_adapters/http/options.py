@@ -1,0 +1,150 @@
+"""What a user says of an HTTP suspect, checked before anything is sent: its address and the options of this adapter."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+from urllib.parse import unquote, unquote_plus, urlsplit, urlunsplit
+
+from onnxaudit.errors import UsageError
+
+DIALECTS = ("v2", "plain")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a suspect is. url: what is sent, without user information. shown: the same without anything secret."""
+
+    url: str = field(repr=False)
+    shown: str
+    authorization: str | None = field(default=None, repr=False)
+    secrets: frozenset[str] = field(default=frozenset(), repr=False)
+
+    def at(self, path: str) -> Address:
+        """Another path of the same server; the query string stays, because API keys live there."""
+        parts = urlsplit(self.url)
+        url = urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+        return Address(url, _shown(url), self.authorization, self.secrets)
+
+
+def parse_address(text: str) -> Address:
+    """The address that a user gave. Raises UsageError where it is not an http(s) URL with a host."""
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    if parts.scheme.lower() not in ("http", "https") or not host or port == 0 or re.search(r"[\s\x00-\x1f]", text):
+        raise UsageError("the suspect's URL cannot be read", "Give it as https://HOST[:PORT]/PATH.")
+    userinfo, _, netloc = parts.netloc.rpartition("@")
+    values = {piece.partition("=")[2] or piece for piece in parts.query.split("&")}
+    secrets = values | {unquote(value) for value in values} | {unquote_plus(value) for value in values}
+    authorization = None
+    if userinfo:
+        plain = unquote(userinfo)
+        encoded = base64.b64encode(plain.encode()).decode("ascii")
+        authorization = f"Basic {encoded}"
+        secrets |= {plain, plain.partition(":")[2], userinfo, encoded}
+    url = urlunsplit((parts.scheme.lower(), netloc, parts.path, parts.query, ""))
+    return Address(url, _shown(url, "…@" if userinfo else ""), authorization, frozenset(secrets))
+
+
+def _shown(url: str, userinfo: str = "") -> str:
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, userinfo + parts.netloc, parts.path, "…" if parts.query else "", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class HttpOptions:
+    """The options of this adapter. timeout: seconds. batch: most queries a request. budget: queries. rate: queries a second.
+
+    input_name "" is the bare array of the plain dialect. client_cert: one PEM file, or certificate and key.
+    """
+
+    dialect: str | None = None
+    input_name: str | None = None
+    output_name: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    timeout: float = 30.0
+    batch: int = 16
+    ca_bundle: str | None = None
+    client_cert: str | tuple[str, str] | None = None
+    budget: int | None = None
+    rate: float | None = None
+
+    @classmethod
+    def read(cls, options: Mapping[str, object]) -> Self:
+        """The options a target carries; None means not given, unknown keys are another adapter's. Raises UsageError."""
+        said = {key: value for key, value in options.items() if value is not None}
+        dialect = _text(said, "dialect")
+        if dialect is not None and dialect not in DIALECTS:
+            raise UsageError(f"--dialect {dialect!r} is not known", f"Known are: {', '.join(DIALECTS)}.")
+        budget = said.get("budget")
+        if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < 0):
+            raise UsageError("--budget has to be a whole number of queries, 0 or more")
+        batch = _number(said, "batch", 16)
+        if batch < 1 or batch != int(batch):
+            raise UsageError("--batch has to be a whole number of queries, 1 or more")
+        return cls(
+            dialect=dialect,
+            input_name=_text(said, "input_name"),
+            output_name=_text(said, "output_name"),
+            headers=_headers(said.get("headers", {})),
+            timeout=_number(said, "timeout", 30.0),
+            batch=int(batch),
+            ca_bundle=_file(said, "ca_bundle"),
+            client_cert=_certificate(said),
+            budget=budget,
+            rate=_number(said, "rate", 0.0) if "rate" in said else None,
+        )
+
+
+def _flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
+def _text(said: Mapping[str, object], key: str) -> str | None:
+    value = said.get(key)
+    if value is not None and not isinstance(value, str):
+        raise UsageError(f"{_flag(key)} has to be text")
+    return value
+
+
+def _number(said: Mapping[str, object], key: str, default: float) -> float:
+    value = said.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise UsageError(f"{_flag(key)} has to be a number above 0")
+    return value
+
+
+def _file(said: Mapping[str, object], key: str) -> str | None:
+    path = _text(said, key)
+    if path is not None and not Path(path).exists():
+        raise UsageError(f"{_flag(key)} {path} is not there", "Check the path.")
+    return path
+
+
+def _certificate(said: Mapping[str, object]) -> str | tuple[str, str] | None:
+    value = said.get("client_cert")
+    if isinstance(value, list | tuple) and len(value) == 2:
+        certificate, key = (_file({"client_cert": part}, "client_cert") for part in value)
+        return (certificate, key) if certificate and key else None
+    return _file(said, "client_cert")
+
+
+def _headers(value: object) -> dict[str, str]:
+    """Checked here, because an error of the HTTP library would quote the value."""
+    if not isinstance(value, Mapping):
+        raise UsageError("--header has to be 'Name: value'")
+    for name, content in value.items():
+        if not isinstance(name, str) or not _TOKEN.match(name):
+            raise UsageError("--header has to be 'Name: value' with a name of letters, digits and dashes")
+        usable = isinstance(content, str) and content == content.strip() and content.isprintable()
+        if not usable or any(ord(letter) > 255 for letter in str(content)):
+            raise UsageError(f"the value of --header {name} has a character that a header cannot carry")
+    return {str(name): str(content) for name, content in value.items()}

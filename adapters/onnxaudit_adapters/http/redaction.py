@@ -1,0 +1,29 @@
+"""What of a server's words may be shown: printable, short, and without the secrets that the server may have echoed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+QUOTED = 200  # bytes of a reply that an error message quotes
+_SHORTEST = 3  # a "secret" of one or two characters protects nothing, and hiding it would garble every message
+
+
+class Redaction:
+    """Hides the values of headers and the secrets of an address, wherever they turn up."""
+
+    def __init__(self, headers: Mapping[str, str], secrets: Iterable[str]) -> None:
+        words = {word for value in headers.values() for word in (value, *value.split())} | set(secrets)
+        self._secrets = sorted((word for word in words if len(word) >= _SHORTEST), key=len, reverse=True)
+
+    def clean(self, text: str) -> str:
+        """The text without secrets and without characters that could steer a terminal."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return "".join(letter if letter.isprintable() else " " for letter in text)
+
+    def quote(self, body: bytes) -> str:
+        """The beginning of a reply, in quotes; "nothing" of an empty one."""
+        longest = len(self._secrets[0].encode()) if self._secrets else 0
+        # Clean first, cut second: a secret cut in half would not be recognised.
+        begin = " ".join(self.clean(body[: QUOTED + longest].decode("utf-8", "replace")).split())
+        return repr(begin.encode()[:QUOTED].decode("utf-8", "ignore")) if begin else "nothing"

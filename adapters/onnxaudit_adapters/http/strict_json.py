@@ -1,0 +1,84 @@
+"""JSON from a server that may be hostile or broken: bounded depth, no NaN, and arrays that are arrays."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxaudit.errors import SuspectError
+
+MAX_DEPTH = 32
+# Matches an unterminated string too, so that a reply full of quotes is still gone through only once.
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+
+
+class ReplyError(SuspectError):
+    """A reply is not the answers it should be. The text may hold words of the server; who shows it cleans it."""
+
+
+def parse(body: bytes) -> object:
+    """The document in a reply. Raises ReplyError for what is not JSON, is nested deeper than 32, or has NaN or infinity."""
+    if _depth(body) > MAX_DEPTH:
+        raise ReplyError(f"the reply is JSON nested deeper than {MAX_DEPTH}")
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        page = body.lstrip()[:1] == b"<"
+        raise ReplyError("the reply is a web page, not JSON" if page else "the reply is not JSON") from None
+
+
+def _refuse(token: str) -> NoReturn:
+    raise ReplyError(f"the reply contains {token}", "NaN and infinity are no scores; they cannot be used as evidence.")
+
+
+def _depth(body: bytes) -> int:
+    """The deepest nesting of brackets outside strings; found before parsing, which would recurse."""
+    codes = np.frombuffer(_STRING.sub(b"", body), np.uint8)
+    opening = (codes == ord("[")) | (codes == ord("{"))
+    closing = (codes == ord("]")) | (codes == ord("}"))
+    brackets = opening | closing
+    steps = np.where(opening[brackets], 1, -1)
+    return int(np.cumsum(steps).max(initial=0))
+
+
+def as_array(value: object) -> NDArray[Any]:
+    """A JSON array as numbers (kind i, u or f) or text (kind U), nested as it came.
+
+    Raises ReplyError where it is ragged, empty, or of anything else.
+    """
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError):
+        raise ReplyError("the rows of the reply differ in length") from None
+    if array.dtype.kind not in "iufU" or array.ndim == 0 or array.size == 0:
+        raise ReplyError("the reply has no array of numbers where the answers should be")
+    return array
+
+
+def as_scores(rows: NDArray[Any]) -> NDArray[np.float32]:
+    """Numbers as float32 scores. Raises ReplyError where one is too large to be one (1e400 is legal JSON)."""
+    with np.errstate(over="ignore"):
+        scores: NDArray[np.float32] = rows.astype(np.float32)
+    if not np.isfinite(scores).all():
+        raise ReplyError("the reply contains numbers that are no finite score")
+    return scores
+
+
+def as_labels(values: NDArray[Any]) -> NDArray[np.int32]:
+    """Class indices (n,), from whole numbers or decimal text. Raises ReplyError for names, and for what is no index."""
+    if values.dtype.kind == "U":
+        words = [str(word) for word in values.ravel()]
+        named = next((word for word in words if not (word.isascii() and word.isdecimal() and len(word) < 10)), None)
+        if named is not None:
+            raise ReplyError(
+                f"the reply names classes ({named[:40]!r}) and does not number them",
+                "Nothing says which number a name stands for; let the server return scores or class indices.",
+            )
+        return np.array([int(word) for word in words], np.int32)
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= 2**31:
+        raise ReplyError("the reply has labels that are no class index")
+    return values.ravel().astype(np.int32)
