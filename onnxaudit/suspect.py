@@ -63,7 +63,7 @@ class InputSpec:
 
     def _fit(self, queries: Queries) -> NDArray[np.uint8] | NDArray[np.float32]:
         """Bring images to the model's size: bilinear resize, grey repeated to three channels."""
-        if len(self.shape) != 3 or queries.shape[3] not in (self.shape[2], 1):
+        if len(self.shape) != 3 or queries.ndim != 4 or queries.shape[3] not in (self.shape[2], 1):
             raise UsageError(
                 f"the model takes inputs of {_size(self.shape)}, the queries are images of {_size(queries.shape[1:])}",
                 "Height x width x channels; give --input and --layout if the model's signature says less than it means.",
@@ -132,7 +132,9 @@ class Target:
         """What the user said, else what the model's signature says (the arguments), else the victim's."""
         said = {name: getattr(self, name) for name in ("shape", "layout", "dtype", "scale", "mean", "std", "channels")}
         read = {"shape": shape, "layout": layout, "dtype": dtype}
-        chosen = {name: value for name, value in (read | {k: v for k, v in said.items() if v is not None}).items() if value is not None}
+        chosen = {
+            name: value for name, value in (read | {k: v for k, v in said.items() if v is not None}).items() if value is not None
+        }
         return dataclasses.replace(self.spec, **chosen)
 
 
@@ -155,7 +157,8 @@ class Suspect(ABC):
         Raises SuspectError if the suspect fails, answers another number of rows, or answers nonsense.
         """
         size = self.card.batch or self.card.max_batch or max(1, len(queries))
-        return Answers.concatenate([self._ask_batch(queries[i : i + size]) for i in range(0, len(queries), size)])
+        parts = [self._ask_batch(queries[i : i + size]) for i in range(0, len(queries), size)]
+        return parts[0] if len(parts) == 1 else Answers.concatenate(parts)
 
     def _ask_batch(self, queries: Queries) -> Answers:
         n = len(queries)
