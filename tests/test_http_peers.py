@@ -34,6 +34,11 @@ SPEC = InputSpec((8, 8, 3))
 QUERIES = np.random.default_rng(3).integers(0, 256, (40, 8, 8, 3), np.uint8)
 
 
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
 @pytest.fixture(scope="module")
 def mlserver() -> Path:
     """The mlserver command, installed on demand. A venv that was not finished is made again."""
@@ -123,9 +128,10 @@ def _free_ports(count: int) -> list[int]:
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     """Somebody else's process: there is nothing to wait on but its port and its end."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for _ in range(600):
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            with direct.open(url, timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             pass
