@@ -161,7 +161,9 @@ def _read(path: Path) -> bytes:
             raise ArtefactError(f"{path} has {size} bytes, more than any bundle", f"The limit is {MAX_BYTES}.")
         with path.open("rb") as file:
             if size < 16 or struct.unpack("<Q", file.read(8))[0] > min(size - 8, MAX_HEADER):
-                raise ArtefactError(f"{path.name} is not a query bundle, or is truncated", "Make one with: onnxaudit craft VICTIM")
+                raise ArtefactError(
+                    f"{path.name} is not a query bundle, or is truncated", "Make one with: onnxaudit craft VICTIM"
+                )
             file.seek(0)
             return file.read()
     except OSError as error:
@@ -208,7 +210,9 @@ def _check(bundle: QueryBundle, where: str) -> None:
         "the models differ in their number of classes": len(classes) != 1,
         "answers and queries differ in number": any(len(answers) != n for answers in bundle.answers.values()),
         "an answer names a class that does not exist": any(
-            answers.labels.min(initial=0) < 0 or answers.labels.max(initial=0) >= min(classes) or answers.num_classes not in classes
+            answers.labels.min(initial=0) < 0
+            or answers.labels.max(initial=0) >= min(classes)
+            or answers.num_classes not in classes
             for answers in bundle.answers.values()
         ),
         "rows lie outside of the queries": any(not 0 <= a <= b <= n for a, b in spans),

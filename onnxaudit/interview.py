@@ -64,7 +64,9 @@ class Transcript:
                 return  # cut off in the middle; these queries are asked again
             entry = parse(line, f"{self.path.name} line {number + 1}")
             if not isinstance(entry, dict) or entry.pop("previous", None) != self._previous:
-                raise ArtefactError(f"{self.path.name} line {number + 1} does not follow the line before", "The file was changed.")
+                raise ArtefactError(
+                    f"{self.path.name} line {number + 1} does not follow the line before", "The file was changed."
+                )
             if number == 0 and entry != json.loads(canonical(header)):
                 raise UsageError(f"{self.path.name} is of another bundle or suspect", "Give --evidence another name.")
             if number:

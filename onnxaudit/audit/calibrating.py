@@ -44,7 +44,15 @@ def ask_model(bundle: QueryBundle, target: Target, role: str, name: str, origin:
     classes = bundle.manifest.victim.num_classes
     answers = dataclasses.replace(answers, num_classes=classes)
     entry = ModelEntry(
-        name, role, Path(card.source).name, card.sha256, card.kind, answers.access.word, classes, control_accuracy(bundle, answers), origin
+        name,
+        role,
+        Path(card.source).name,
+        card.sha256,
+        card.kind,
+        answers.access.word,
+        classes,
+        control_accuracy(bundle, answers),
+        origin,
     )
     return entry, answers
 

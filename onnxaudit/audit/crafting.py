@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from onnxaudit.craft.cutmix import sample_cutmix
 from onnxaudit.craft.data import Data, load_data
 from onnxaudit.craft.natural import draw_controls, sample_errors, sample_natural
 from onnxaudit.craft.references import POOR, held_out, train_references
+from onnxaudit.craft.sample import Sample, Sampler
 from onnxaudit.craft.victim import Victim, open_victim
 from onnxaudit.errors import UsageError
 from onnxaudit.evidence.calibration import STATISTIC
 from onnxaudit.schemes.catalogue import Need, Scheme, portfolio, scheme
 from onnxaudit.suspect import InputSpec, Target
 
-SAMPLERS: dict[str, Callable[..., tuple[Any, list[str]]]] = {
+SAMPLERS: dict[str, Sampler] = {
     "boundary": sample_boundary,
     "cutmix": sample_cutmix,
     "errors": sample_errors,
@@ -78,17 +79,13 @@ def craft(options: CraftOptions, progress: Progress) -> QueryBundle:
     rows: list[np.ndarray[Any, Any]] = []
     entries: list[SchemeEntry] = []
     for item in chosen:
-        sampled, said = _sample(item, victim, data, options, progress)
-        for note in said:
+        sample = _sample(item, victim, data, options, progress)
+        for note in sample.notes:
             progress.note(f"{item.name}: {note}")
-        begin = sum(map(len, rows))
-        rows.append(sampled)
-        parameters = {**item.sampling, **_margin(item, options), **item.representing, "seed": options.seed}
-        entries.append(
-            SchemeEntry(
-                item.name, item.sampler, item.representation, item.detector, (begin, begin + len(sampled)), parameters, tuple(said)
-            )
-        )
+        span = (sum(map(len, rows)), sum(map(len, rows)) + len(sample.queries))
+        rows.append(sample.queries)
+        parameters = {**item.sampling, **sample.parameters, **item.representing, "seed": options.seed}
+        entries.append(SchemeEntry(item.name, item.sampler, item.representation, item.detector, span, parameters, sample.notes))
     begin = sum(map(len, rows))
     labels = np.zeros(0, np.int64)
     if data is not None:
@@ -137,17 +134,13 @@ def _chosen(options: CraftOptions, data: Data | None, progress: Progress) -> lis
     return [scheme(name) for name in names]
 
 
-def _sample(item: Scheme, victim: Victim, data: Data | None, options: CraftOptions, progress: Progress) -> tuple[Any, list[str]]:
+def _sample(item: Scheme, victim: Victim, data: Data | None, options: CraftOptions, progress: Progress) -> Sample:
     if Need.DATA in item.needs and data is None:
         raise UsageError(f"{item.name} needs data", "Give --data, or take ipguard-rl.")
     report = progress.task(f"crafting {item.name}", options.queries)
-    sampler = SAMPLERS[item.sampler]
+    parameters = {**item.sampling, "k": options.margin} if item.sampler == "boundary" else item.sampling
     rng = _rng(options.seed, item.name)
-    return sampler(victim, data, options.queries, rng, report, **{**item.sampling, **_margin(item, options)})
-
-
-def _margin(item: Scheme, options: CraftOptions) -> dict[str, float]:
-    return {"k": options.margin} if item.sampler == "boundary" and options.margin is not None else {}
+    return SAMPLERS[item.sampler](victim, data, options.queries, rng, report, **parameters)
 
 
 def _rng(seed: int, name: str) -> np.random.Generator:
@@ -189,14 +182,17 @@ def _bundle(
     return QueryBundle(manifest, queries, labels, {"victim": answers})
 
 
-def _with_references(bundle: QueryBundle, victim: Victim, data: Data | None, options: CraftOptions, progress: Progress) -> QueryBundle:
+def _with_references(
+    bundle: QueryBundle, victim: Victim, data: Data | None, options: CraftOptions, progress: Progress
+) -> QueryBundle:
     """The bundle with the references the user has, or asked to be trained, or neither (and a note)."""
     spec, classes = victim.spec, victim.num_classes
     if options.references:
-        targets = [(Target(str(file), spec, classes, options.device), "given by the owner") for file in model_files(options.references)]
+        targets = [
+            (Target(str(file), spec, classes, options.device), "given by the owner") for file in model_files(options.references)
+        ]
         return add_models(bundle, targets, "reference", progress, strict=False)
     if not options.train_references:
-        progress.note("no references: check can only say inconclusive. Give --references DIR, or --train-references 39")
         return bundle
     if data is None or data.y is None:
         raise UsageError("--train-references needs labelled data", "Give --data with y, or --references DIR.")

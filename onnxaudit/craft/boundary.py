@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from onnxaudit.craft.data import Data
+from onnxaudit.craft.sample import Sample
 from onnxaudit.craft.victim import BATCH, Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 ROUNDS = 8
+LARGEST_MARGIN = 10.0
+FEWEST = 16
+"""Points that are worth a thread of their own."""
+GREY_LEVEL = 1 / 255
+"""Adam's step moves every pixel by about the learning rate; less than a grey level is lost in rounding to 8 bits."""
 
 
 def sample_boundary(
@@ -26,14 +34,15 @@ def sample_boundary(
     *,
     start: str = "training",
     target: str = "least-likely",
-    k: float = 10.0,
-    lr: float = 0.001,
+    k: float | None = None,
+    lr: float = GREY_LEVEL,
     iterations: int = 1000,
-) -> tuple[Queries, list[str]]:
-    """n boundary points on the 8-bit grid, and notes.
+) -> Sample:
+    """n boundary points on the 8-bit grid.
 
     start: "training" inputs or "random" noise in [0, 1]; target: "random" or "least-likely" class (IPGuard Table 3). k: margin
-    in logits by which the target beats the start's class. Starts that do not get there in ``iterations`` are replaced.
+    in logits by which the target beats the start's class; None: the victim's median margin on its starts, at most 10, since
+    how large a logit is differs from victim to victim. lr: of Adam; the paper has 0.001, which rounding to 8 bits swallows. Starts that do not get there in ``iterations`` are replaced.
     Raises UsageError if hardly any does.
     """
     found: list[Tensor] = []
@@ -41,6 +50,7 @@ def sample_boundary(
     missing = n
     for _ in range(ROUNDS):
         x = _starts(victim, data, missing, rng, start)
+        k = _median_margin(victim, x) if k is None else k
         tried += len(x)
         points, converged = boundary_points(victim, x, _targets(victim, x, rng, target), k=k, lr=lr, iterations=iterations)
         found.append(points[converged])
@@ -50,12 +60,29 @@ def sample_boundary(
             break
     queries = _to_queries(torch.cat(found))
     if len(queries) < max(1, n // 2):
-        raise UsageError(f"only {len(queries)} of {tried} starts reached the boundary with margin {k}", "Lower k, or leave IPGuard out.")
-    notes = [f"{tried - len(queries)} of {tried} starts did not converge and were replaced"] if tried > n else []
-    return queries, notes
+        raise UsageError(
+            f"only {len(queries)} of {tried} starts reached the boundary with margin {k:.3g}",
+            "Lower --margin, or leave IPGuard out.",
+        )
+    notes = (f"{tried - len(queries)} of {tried} starts did not converge and were replaced",) if tried > n else ()
+    return Sample(queries, notes, {"k": k, "lr": lr, "iterations": iterations})
 
 
 def boundary_points(victim: Victim, x: Tensor, target: Tensor, *, k: float, lr: float, iterations: int) -> tuple[Tensor, Tensor]:
+    """``walk_to_boundary`` for all points; on a CPU in as many parts as there are cores, side by side.
+
+    Points do not depend on each other, and small networks gain nothing from several threads working on one operation.
+    """
+    parts = max(1, min(os.cpu_count() or 1, len(x) // FEWEST)) if x.device.type == "cpu" else 1
+    pieces = list(zip(x.tensor_split(parts), target.tensor_split(parts), strict=True))
+    with ThreadPoolExecutor(
+        parts, initializer=torch.set_num_threads, initargs=(max(1, torch.get_num_threads() // parts),)
+    ) as pool:
+        results = list(pool.map(lambda piece: walk_to_boundary(victim, *piece, k=k, lr=lr, iterations=iterations), pieces))
+    return torch.cat([points for points, _ in results]), torch.cat([converged for _, converged in results])
+
+
+def walk_to_boundary(victim: Victim, x: Tensor, target: Tensor, *, k: float, lr: float, iterations: int) -> tuple[Tensor, Tensor]:
     """Move each x until IPGuard's loss is 0, by Adam on x with the paper's stop rule per point.
 
     x: pixels (n, C, H, W) in [0, 1] or vectors (n, d). target: (n,) class indices. Returns points and (n,) bool, converged.
@@ -112,6 +139,12 @@ def boundary_loss(logits: Tensor, source: Tensor, target: Tensor, k: float) -> T
         others = logits.scatter(1, torch.stack([source, target], 1), -torch.inf).amax(1)
         loss = loss + torch.relu(others - z_i)
     return loss
+
+
+@torch.no_grad()
+def _median_margin(victim: Victim, x: Tensor) -> float:
+    best = torch.cat([victim.logits(part).topk(2, dim=1).values for part in x.split(BATCH)])
+    return round(min(float((best[:, 0] - best[:, 1]).median()), LARGEST_MARGIN), 3)
 
 
 def _starts(victim: Victim, data: Data | None, n: int, rng: np.random.Generator, start: str) -> Tensor:

@@ -45,7 +45,9 @@ def conventions(base: InputSpec, *, scaling: bool, layout: bool, order: bool) ->
         for axes in ("NCHW", "NHWC") if layout else (base.layout,):
             for channel_order in ("RGB", "BGR") if order and channels == 3 else (base.channels,):
                 name = f"{words}, {axes}" + (f", {channel_order}" if channels == 3 else "")
-                yield Convention(name, dataclasses.replace(base, scale=scale, mean=mean, std=std, layout=axes, channels=channel_order))
+                yield Convention(
+                    name, dataclasses.replace(base, scale=scale, mean=mean, std=std, layout=axes, channels=channel_order)
+                )
 
 
 def find_convention(victim: Victim, data: Data, candidates: Iterator[Convention]) -> tuple[Victim, Convention]:

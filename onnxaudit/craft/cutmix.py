@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.craft.data import Data
+from onnxaudit.craft.sample import Sample
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
-from onnxaudit.suspect import Queries
 
 
 def sample_cutmix(
@@ -22,7 +22,7 @@ def sample_cutmix(
     *,
     box: str = "standard",
     flip: str = "horizontal",
-) -> tuple[Queries, list[str]]:
+) -> Sample:
     """n mixtures of pairs of images from the data, flipped.
 
     box: "standard" (side sqrt(1 - lambda), lambda uniform, centre uniform) or "corner" (the authors' code: side 0.2 of the
@@ -35,7 +35,7 @@ def sample_cutmix(
         raise UsageError("sac-m needs at least two images", "Give more data.")
     source = data.x[rng.choice(len(data), n, replace=len(data) < n)]
     progress(n)
-    return flipped(cutmix(source.astype(np.uint8), rng, box), flip), []
+    return Sample(flipped(cutmix(source.astype(np.uint8), rng, box), flip))
 
 
 def cutmix(images: NDArray[np.uint8], rng: np.random.Generator, box: str = "standard") -> NDArray[np.uint8]:

@@ -45,7 +45,9 @@ def load_data(path: Path) -> Data:
         raise UsageError(f"{path} is not a file or folder", "Check the path given by --data.")
     arrays = _read_arrays(path)
     if "x" not in arrays:
-        raise UsageError(f"{path.name} has no array 'x', only {', '.join(sorted(arrays)) or 'nothing'}", "Save inputs as x, labels as y.")
+        raise UsageError(
+            f"{path.name} has no array 'x', only {', '.join(sorted(arrays)) or 'nothing'}", "Save inputs as x, labels as y."
+        )
     names = tuple(str(name) for name in arrays.get("names", ()))
     return _data(arrays["x"], arrays.get("y"), names, where=path.name)
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from onnxaudit.craft.cutmix import cutmix
 from onnxaudit.craft.data import Data
+from onnxaudit.craft.sample import Sample
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
@@ -16,18 +17,16 @@ from onnxaudit.suspect import Queries
 
 def sample_natural(
     victim: Victim, data: Data | None, n: int, rng: np.random.Generator, progress: Callable[[int], None]
-) -> tuple[Queries, list[str]]:
+) -> Sample:
     """n inputs drawn from the data without replacement (QuRD's Random sampling)."""
     data = _required(data, "random")
     if len(data) < n:
         raise UsageError(f"{n} queries asked for, the data has {len(data)} inputs", "Lower --queries or give more data.")
     progress(n)
-    return data.x[np.sort(rng.choice(len(data), n, replace=False))], []
+    return Sample(data.x[np.sort(rng.choice(len(data), n, replace=False))])
 
 
-def sample_errors(
-    victim: Victim, data: Data | None, n: int, rng: np.random.Generator, progress: Callable[[int], None]
-) -> tuple[Queries, list[str]]:
+def sample_errors(victim: Victim, data: Data | None, n: int, rng: np.random.Generator, progress: Callable[[int], None]) -> Sample:
     """n inputs that the victim gets wrong (AKH; QuRD section 4, "negative" sampling), in random order.
 
     With fewer errors than n, the rest are CutMix mixtures of pairs of errors, and a note says so. Raises UsageError
@@ -44,13 +43,15 @@ def sample_errors(
     progress(len(natural))
     missing = n - len(natural)
     if not missing:
-        return natural, []
+        return Sample(natural)
     if data.x.ndim != 4:
-        return natural, [f"only {len(natural)} natural errors in {len(data)} inputs; vectors cannot be mixed, so no more"]
+        return Sample(
+            natural, (f"only {len(natural)} natural errors in {len(data)} inputs; vectors cannot be mixed, so no more",)
+        )
     mixed = np.concatenate([cutmix(natural, rng) for _ in range(-(-missing // len(natural)))])[:missing]
     progress(n)
     note = f"only {len(natural)} natural errors in {len(data)} inputs; {missing} CutMix mixtures of errors fill up"
-    return np.concatenate([natural, mixed]), [note]
+    return Sample(np.concatenate([natural, mixed]), (note,))
 
 
 def draw_controls(victim: Victim, data: Data, n: int, rng: np.random.Generator) -> tuple[Queries, NDArray[np.int64]]:

@@ -47,7 +47,15 @@ def held_out(data: Data) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np
 
 
 def train_references(
-    data: Data, classes: int, count: int, goal: float, seed: int, folder: Path, *, jobs: int | None, progress: Callable[[int], None]
+    data: Data,
+    classes: int,
+    count: int,
+    goal: float,
+    seed: int,
+    folder: Path,
+    *,
+    jobs: int | None,
+    progress: Callable[[int], None],
 ) -> list[TrainedReference]:
     """Train ``count`` references to about the accuracy ``goal`` (the victim's, on the held-out rows), in parallel processes.
 

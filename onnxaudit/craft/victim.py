@@ -86,7 +86,9 @@ class Victim:
     def probed(self) -> Victim:
         """The same victim with its number of classes and its kind of scores read off an answer to grey and noisy inputs."""
         shape = self.spec.shape
-        pixels = torch.rand(4, *((shape[2], *shape[:2]) if len(shape) == 3 else shape), generator=torch.Generator().manual_seed(0))
+        pixels = torch.rand(
+            4, *((shape[2], *shape[:2]) if len(shape) == 3 else shape), generator=torch.Generator().manual_seed(0)
+        )
         try:
             with torch.no_grad():
                 scores = self._scores(self._encode(pixels.to(self.device)))
@@ -128,7 +130,9 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def open_victim(path: Path, spec: InputSpec, *, device: str = "auto", model: str | None = None, allow_pickle: bool = False) -> Victim:
+def open_victim(
+    path: Path, spec: InputSpec, *, device: str = "auto", model: str | None = None, allow_pickle: bool = False
+) -> Victim:
     """Load a victim: TorchScript, ``torch.export`` archive, or weights for the module that ``model`` ("module:factory") makes.
 
     It has not been run yet: see ``Victim.probed``. The file is sniffed before torch touches it. Raises UsageError for a missing file or factory, ArtefactError for a foreign,
@@ -142,7 +146,9 @@ def open_victim(path: Path, spec: InputSpec, *, device: str = "auto", model: str
     program: Any
     try:
         if kind == "torchscript":
-            program = torch.jit.load(str(path), map_location=where).eval()
+            program = torch.jit.freeze(
+                torch.jit.load(str(path), map_location=where).eval()
+            )  # folds batch norms into convolutions
         elif kind == "exported":
             exported = torch.export.load(str(path))
             program, batch = exported.module().to(where), _fixed_batch(exported)
@@ -151,7 +157,9 @@ def open_victim(path: Path, spec: InputSpec, *, device: str = "auto", model: str
         elif kind == "pickle":
             program = _unpickle(path, model, allow_pickle).to(where).eval()
         else:
-            raise ArtefactError(f"{path.name} is not a PyTorch model ({kind})", "Give TorchScript, a .pt2, or weights with --model.")
+            raise ArtefactError(
+                f"{path.name} is not a PyTorch model ({kind})", "Give TorchScript, a .pt2, or weights with --model."
+            )
     except (RuntimeError, ValueError, KeyError, OSError, EOFError) as error:
         raise ArtefactError(f"{path.name} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     for parameter in program.parameters():
@@ -175,7 +183,9 @@ def _factory(model: str | None, path: Path) -> torch.nn.Module:
     try:
         made = getattr(importlib.import_module(module), name)()
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"--model {model} cannot be imported: {error}", "Give it as module:factory, importable from here.") from None
+        raise UsageError(
+            f"--model {model} cannot be imported: {error}", "Give it as module:factory, importable from here."
+        ) from None
     finally:
         sys.path.remove(str(Path.cwd()))
     if not isinstance(made, torch.nn.Module):
@@ -209,7 +219,9 @@ def _unpickle(path: Path, model: str | None, allow_pickle: bool) -> torch.nn.Mod
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # unpickling runs foreign code, which may raise anything
-        raise ArtefactError(f"{path.name} cannot be unpickled: {error}", "Run from the folder its classes can be imported from.") from None
+        raise ArtefactError(
+            f"{path.name} cannot be unpickled: {error}", "Run from the folder its classes can be imported from."
+        ) from None
     finally:
         sys.path.remove(str(Path.cwd()))
     if isinstance(loaded, torch.nn.Module):

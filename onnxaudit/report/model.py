@@ -67,16 +67,18 @@ class Report:
     conditions: tuple[str, ...] = ()
     tool: str = ""
     transcript_sha256: str | None = None
+    code: int | None = None
     schema: str = field(default=SCHEMA)
 
     @property
     def exit_code(self) -> int:
-        """0 not shown, 10 derived, 11 inconclusive."""
-        return EXIT_CODES[self.finding]
+        """0 not shown, 10 derived, 11 inconclusive; of a run that failed, the error's."""
+        return EXIT_CODES[self.finding] if self.code is None else self.code
 
     def to_json(self) -> str:
         """One JSON document, keys in the order of the contract; no NaN."""
         value = dataclasses.asdict(self)
+        del value["code"]
         first = ("schema", "status", "finding", "p_value", "p_floor", "alpha", "score", "reasons")
         ordered = {name: value[name] for name in (*first, *(name for name in value if name not in first))}
         return json.dumps(ordered, indent=1, ensure_ascii=False, allow_nan=False)

@@ -49,6 +49,19 @@ class _Dense(nn.Module):
         return torch.cat([x, self.body(x)], dim=1)
 
 
+def _window(height: int, width: int, cells: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Kernel and stride that pool (height, width) to ``cells`` in each direction; unlike adaptive pooling, ONNX has it."""
+    stride = max(1, height // cells), max(1, width // cells)
+    return (height - (cells - 1) * stride[0], width - (cells - 1) * stride[1]), stride
+
+
+def _halved(size: int, times: int) -> int:
+    """A size after so many strided convolutions."""
+    for _ in range(times):
+        size = -(-size // 2)
+    return size
+
+
 def _channels(width: float, *sizes: int) -> list[int]:
     return [max(2, round(size * width)) for size in sizes]
 
@@ -73,8 +86,9 @@ def lenet(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
 
 def vgg(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
     """Three 3x3 convolutions with max pooling, one dense layer."""
-    channels = shape[2]
+    height, breadth, channels = shape
     a, b, c = _channels(width, 12, 24, 40)
+    kernel, stride = _window(height // 4, breadth // 4, 3)
     return nn.Sequential(
         nn.BatchNorm2d(channels),
         _conv(channels, a),
@@ -82,7 +96,7 @@ def vgg(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
         _conv(a, b),
         nn.MaxPool2d(2),
         _conv(b, c),
-        nn.AdaptiveMaxPool2d(3),
+        nn.MaxPool2d(kernel, stride),
         nn.Flatten(),
         nn.Linear(c * 9, classes),
     )
@@ -106,8 +120,9 @@ def resnet(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
 
 def mobilenet(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
     """Depthwise separable convolutions."""
-    channels = shape[2]
+    height, breadth, channels = shape
     a, b, c = _channels(width, 16, 32, 64)
+    kernel, stride = _window(_halved(height, 2), _halved(breadth, 2), 2)
     return nn.Sequential(
         nn.BatchNorm2d(channels),
         _conv(channels, a, 3, 2),
@@ -115,7 +130,7 @@ def mobilenet(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
         _conv(a, b, 1),
         _conv(b, b, 3, 2, groups=b),
         _conv(b, c, 1),
-        nn.AdaptiveAvgPool2d(2),
+        nn.AvgPool2d(kernel, stride),
         nn.Flatten(),
         nn.Linear(c * 4, classes),
     )
@@ -123,9 +138,10 @@ def mobilenet(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
 
 def densenet(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
     """Two blocks of two densely connected layers."""
-    channels = shape[2]
+    height, breadth, channels = shape
     a, growth = _channels(width, 12, 10)
     mid = a + 2 * growth
+    kernel, stride = _window(_halved(height, 1) // 2, _halved(breadth, 1) // 2, 2)
     return nn.Sequential(
         nn.BatchNorm2d(channels),
         _conv(channels, a, 3, 2),
@@ -134,7 +150,7 @@ def densenet(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
         nn.AvgPool2d(2),
         _Dense(mid, growth),
         _Dense(mid + growth, growth),
-        nn.AdaptiveAvgPool2d(2),
+        nn.AvgPool2d(kernel, stride),
         nn.Flatten(),
         nn.Linear((mid + 2 * growth) * 4, classes),
     )

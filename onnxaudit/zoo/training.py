@@ -34,7 +34,7 @@ class Recipe:
 def to_pixels(images: NDArray[np.uint8] | NDArray[np.float32]) -> Tensor:
     """Canonical queries, uint8 (n, H, W, C) or float32 (n, d), as what the networks take: [0, 1] NCHW, or NC."""
     if images.dtype == np.uint8:
-        return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float().div_(255.0)
+        return torch.tensor(images.transpose(0, 3, 1, 2)).float().div_(255.0)
     return torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
 
 

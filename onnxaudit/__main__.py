@@ -1,0 +1,5 @@
+"""``python -m onnxaudit``."""
+
+from onnxaudit.cli import main
+
+main()

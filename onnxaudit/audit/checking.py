@@ -1,0 +1,269 @@
+"""check(): ask a suspect, compare, and say what the evidence supports."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxaudit import __version__
+from onnxaudit.answers import Answers
+from onnxaudit.audit.calibrating import add_models, control_accuracy, model_files
+from onnxaudit.audit.comparing import Comparison, compare
+from onnxaudit.audit.progress import Progress
+from onnxaudit.bundle import QueryBundle
+from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value
+from onnxaudit.evidence.multiple import holm
+from onnxaudit.interview import Interview, Transcript, interview
+from onnxaudit.report.model import DERIVED, INCONCLUSIVE, NOT_SHOWN, Controls, Report, SchemeResult
+from onnxaudit.suspect import Suspect, SuspectCard, Target
+
+EASY = 0.75
+"""A control counts as easy if the victim and this share of the references give its label."""
+SANE = 0.7
+"""A suspect that gets fewer of the easy controls than this is mis-wired, of another task, or broken."""
+FEWEST_EASY = 10
+SHORTFALL = 0.03
+"""References whose median control accuracy is this far below the victim's are weak: the tolerance is widened."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOptions:
+    """How a check is to be done. alpha None: the bundle's. repeat: queries asked twice, to see whether answers are stable."""
+
+    alpha: float | None = None
+    references: Path | None = None
+    budget: int | None = None
+    evidence: Path | None = None
+    resume: bool = False
+    repeat: int = 0
+    device: str = "auto"
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Seconds by step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self.last, 4)
+        self.last = now
+
+
+def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress: Progress, opened: float = 0.0) -> Report:
+    """Ask the suspect the bundle's queries and report. opened: seconds it took to open, for the report.
+
+    Whatever the suspect raises passes through; a transcript then holds the answers so far.
+    """
+    clock = _Clock({"open": round(opened, 4)})
+    if options.references:
+        bundle = _with_references_of(bundle, options.references, options.device, progress)
+        clock.lap("references")
+    result, stable = _interview(bundle, suspect, options, progress)
+    clock.lap("ask")
+    report = judge(bundle, suspect.card, result.answers, options.alpha, stable=stable)
+    clock.lap("detect")
+    queries = {"sent": result.sent, "reused": result.reused, "failed": result.failed}
+    return dataclasses.replace(report, queries=queries, seconds=clock.seconds, transcript_sha256=result.transcript_sha256)
+
+
+def _with_references_of(bundle: QueryBundle, folder: Path, device: str, progress: Progress) -> QueryBundle:
+    """The bundle with its references replaced by the models in a folder: a judge's own pool. It keeps its id."""
+    own = bundle.manifest.of_role("reference")
+    manifest = dataclasses.replace(bundle.manifest, models=tuple(m for m in bundle.manifest.models if m.role != "reference"))
+    answers = {name: a for name, a in bundle.answers.items() if name not in {m.id for m in own}}
+    spec, classes = manifest.input, manifest.victim.num_classes
+    targets = [(Target(str(file), spec, classes, device), f"given with the check, in {folder}") for file in model_files(folder)]
+    emptied = dataclasses.replace(bundle, manifest=manifest, answers=answers)
+    return dataclasses.replace(add_models(emptied, targets, "reference", progress, strict=False), id=bundle.id)
+
+
+def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress: Progress) -> tuple[Interview, bool]:
+    """Ask, in an order fixed by the bundle where the budget may end early; then repeat some. True: the same answers again."""
+    n = len(bundle.queries)
+    order = np.random.default_rng(bundle.manifest.seed).permutation(n) if options.budget is not None else None
+    transcript = None
+    if options.evidence:
+        header = {"schema": "onnxaudit.transcript/1", "bundle": bundle.id, "suspect": _identity(suspect.card)}
+        transcript = Transcript(options.evidence, header, resume=options.resume)
+    try:
+        report = progress.task("asking the suspect", n)
+        result = interview(suspect, bundle.queries, order=order, budget=options.budget, transcript=transcript, progress=report)
+    finally:
+        if transcript:
+            transcript.close()
+    if not options.repeat:
+        return result, True
+    rows = np.flatnonzero(result.answers.answered)[: options.repeat]
+    again = suspect.ask(bundle.queries[rows])
+    sent = getattr(suspect, "queries_sent", result.sent + len(rows))
+    return dataclasses.replace(result, sent=sent), bool((again.labels == result.answers.labels[rows]).all())
+
+
+def _identity(card: SuspectCard) -> dict[str, Any]:
+    return {"source": card.source, "sha256": card.sha256, "kind": card.kind}
+
+
+def judge(bundle: QueryBundle, card: SuspectCard, answers: Answers, alpha: float | None, *, stable: bool = True) -> Report:
+    """The report on recorded answers: a pure function of bundle, answers and alpha, that anyone can repeat offline."""
+    manifest = bundle.manifest
+    level = manifest.alpha if alpha is None else alpha
+    references = [bundle.answers[model.id] for model in manifest.of_role("reference")]
+    answers = dataclasses.replace(answers, num_classes=manifest.victim.num_classes)
+    comparison = compare(bundle, references, answers)
+    controls = _controls(bundle, references, answers)
+    tolerance = WIDE_TOLERANCE if _weak(controls) else TOLERANCE
+    p = p_value(comparison.statistics, tolerance) if comparison.statistics is not None and references else None
+    reasons = _doubts(len(references), level, comparison, controls, answers, stable=stable)
+    if p is not None and not reasons:
+        finding = DERIVED if p <= level else NOT_SHOWN
+        if finding == NOT_SHOWN and not answers.answered.all():
+            reasons.append("the budget was spent before all queries were asked, and what was asked does not show derivation")
+            finding = INCONCLUSIVE
+    else:
+        finding = INCONCLUSIVE
+    return Report(
+        finding=finding,
+        p_value=p,
+        p_floor=p_floor(len(references)),
+        alpha=level,
+        score=float(comparison.statistics[-1]) if p is not None and comparison.statistics is not None else None,
+        reasons=tuple(reasons),
+        bundle={"id": bundle.id, "victim_sha256": manifest.victim.sha256, "references": len(references)},
+        suspect=_suspect_facts(card, answers),
+        controls=controls,
+        schemes=_scheme_results(comparison, tolerance, len(references)),
+        queries={"sent": int(answers.answered.sum()), "reused": 0, "failed": 0},
+        seconds={},
+        statistic=manifest.statistic,
+        tolerance=tolerance,
+        p_exchangeable=p_value(comparison.statistics) if comparison.statistics is not None and references else None,
+        conditions=tuple(_conditions(bundle, controls, answers)),
+        tool=__version__,
+    )
+
+
+def _suspect_facts(card: SuspectCard, answers: Answers) -> Mapping[str, Any]:
+    return {
+        "source": card.source,
+        "kind": card.kind,
+        "access": answers.access.word,
+        "sha256": card.sha256,
+        "runtime": dict(card.runtime),
+        "input": dataclasses.asdict(card.input),
+    }
+
+
+def _controls(bundle: QueryBundle, references: list[Answers], answers: Answers) -> Controls:
+    manifest = bundle.manifest
+    start, stop = manifest.controls
+    if start == stop:
+        return Controls()
+    span = slice(start, stop)
+    right = bundle.answers["victim"].labels[span] == bundle.control_labels
+    if references:
+        right &= np.mean([model.labels[span] == bundle.control_labels for model in references], axis=0) >= EASY
+    easy = right & answers.answered[span]
+    matched: NDArray[np.bool_] = answers.labels[span] == bundle.control_labels
+    agreement = float(matched[easy].mean()) if easy.any() else None
+    known = [model.accuracy for model in manifest.of_role("reference") if model.accuracy is not None]
+    return Controls(
+        n=int(easy.sum()),
+        agreement=agreement,
+        ok=None if easy.sum() < FEWEST_EASY or agreement is None else agreement >= SANE,
+        accuracy=control_accuracy(bundle, answers),
+        reference_accuracy=tuple(known),
+        victim_accuracy=manifest.victim.accuracy,
+    )
+
+
+def _weak(controls: Controls) -> bool:
+    """Whether the references are clearly less accurate than the victim, which makes strong innocents look close to it."""
+    if controls.victim_accuracy is None or not controls.reference_accuracy:
+        return False
+    return float(np.median(controls.reference_accuracy)) <= controls.victim_accuracy - SHORTFALL
+
+
+def _doubts(
+    references: int, alpha: float, comparison: Comparison, controls: Controls, answers: Answers, *, stable: bool
+) -> list[str]:
+    """Everything that forbids a finding, in words."""
+    found = []
+    if p_floor(references) > alpha + 1e-12:
+        needed = int(np.ceil(1 / alpha - 1e-9)) - 1
+        has = f"{references} references" if references else "no references"
+        found.append(f"{has}: p cannot fall below {p_floor(references):.3g}, alpha {alpha:g} needs at least {needed}")
+    if comparison.statistics is None:
+        found.append("no scheme could run: " + "; ".join(f"{s.name}: {s.skipped}" for s in comparison.schemes))
+    if controls.ok is False:
+        found.append(
+            f"the suspect gets {controls.agreement:.0%} of {controls.n} easy controls right: wrong preprocessing or label order, or another task"
+        )
+    if not stable:
+        found.append("the suspect gives different labels to the same queries")
+    if len(np.unique(answers.labels[answers.answered])) == 1:
+        found.append("the suspect gives the same label to every query")
+    return found
+
+
+def _scheme_results(comparison: Comparison, tolerance: float, references: int) -> tuple[SchemeResult, ...]:
+    ran = [scheme for scheme in comparison.schemes if scheme.standardised is not None]
+    p_values = [p_value(s.standardised, tolerance) for s in ran if s.standardised is not None] if references else []
+    adjusted = dict(zip((s.name for s in ran), zip(p_values, holm(p_values), strict=True), strict=True)) if references else {}
+    results = []
+    for scheme in comparison.schemes:
+        if scheme.scores is None:
+            results.append(SchemeResult(scheme.name, skipped=scheme.skipped))
+            continue
+        p, p_adjusted = adjusted.get(scheme.name, (None, None))
+        others = scheme.scores[:-1]
+        results.append(
+            SchemeResult(
+                scheme.name,
+                float(scheme.scores[-1]),
+                p,
+                p_adjusted,
+                scheme.queries,
+                scheme.access.word,
+                None,
+                float(others.mean()) if references else None,
+                float(others.max()) if references else None,
+            )
+        )
+    return tuple(results)
+
+
+def _conditions(bundle: QueryBundle, controls: Controls, answers: Answers) -> list[str]:
+    """What is assumed, and what weakens the finding, in words."""
+    references = bundle.manifest.of_role("reference")
+    said = list(bundle.manifest.notes)
+    if references:
+        origins = sorted({model.origin.split(":")[0] for model in references})
+        said.insert(
+            0, f"the {len(references)} references ({'; '.join(origins)}) are like the innocent models that could be accused"
+        )
+    if controls.reference_accuracy and controls.victim_accuracy is not None and controls.accuracy is not None:
+        low, high = min(controls.reference_accuracy), max(controls.reference_accuracy)
+        said.append(
+            f"accuracy on the controls: suspect {controls.accuracy:.0%}, victim {controls.victim_accuracy:.0%}, references {low:.0%} to {high:.0%}"
+        )
+        if controls.accuracy >= float(np.quantile(controls.reference_accuracy, 0.95)):
+            said.append("the suspect is more accurate than nearly all references; scores are adjusted for it")
+    if _weak(controls):
+        said.append(
+            f"the references are weaker than the victim, so innocents may be closer to it than they are: the tolerance is {WIDE_TOLERANCE:g} instead of {TOLERANCE:g}"
+        )
+    if controls.ok is None:
+        said.append("too few control queries to tell a mis-wired suspect from an independent one")
+    if answers.scores is None and any(scheme.representation == "correlation" for scheme in bundle.manifest.schemes):
+        said.append("label-only answers: correlations are computed on smooth labels, which costs power")
+    return said

@@ -1,0 +1,79 @@
+"""A whole check, from a target to a report: also one that failed or was interrupted is a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from onnxaudit import __version__
+from onnxaudit.answers import Access, parse_access
+from onnxaudit.audit.checking import CheckOptions, check
+from onnxaudit.audit.progress import Progress
+from onnxaudit.bundle import QueryBundle
+from onnxaudit.errors import OnnxauditError, SuspectError, UsageError
+from onnxaudit.evidence.calibration import p_floor
+from onnxaudit.registry import open_suspect
+from onnxaudit.report.model import INCONCLUSIVE, Controls, Report
+from onnxaudit.suspect import Suspect, Target
+
+
+def run_check(
+    bundle: QueryBundle,
+    source: str,
+    access: str | None,
+    options: CheckOptions,
+    said: Mapping[str, Any],
+    http: Mapping[str, Any],
+    progress: Progress,
+    started: float,
+) -> Report:
+    """Open, reduce to ``access``, check, close. Errors of usage and artefacts are raised; what fails later is in the report.
+
+    said: what the user says of the suspect's input, by the fields of Target. http: options for the HTTP adapter.
+    """
+    level = parse_access(access) if access else None
+    target = Target(source, bundle.manifest.input, bundle.manifest.victim.num_classes, options.device, options=dict(http), **said)
+    try:
+        with open_suspect(target) as opened:
+            suspect = _reduced(opened, level)
+            return check(bundle, suspect, options, progress, time.perf_counter() - started)
+    except (SuspectError, KeyboardInterrupt) as error:
+        return failed(bundle, source, options.alpha, error)
+
+
+def _reduced(suspect: Suspect, level: tuple[Access, int] | None) -> Suspect:
+    if level is None:
+        return suspect
+    from importlib.metadata import entry_points
+
+    point = next(iter(entry_points(group="onnxaudit.wrappers", name="access")), None)
+    if point is None:
+        raise UsageError("--access needs the adapters package", "Install onnxaudit again.")
+    wrapped: Suspect = point.load()(suspect, *level)
+    return wrapped
+
+
+def failed(bundle: QueryBundle, source: str, alpha: float | None, error: BaseException) -> Report:
+    """The report of a check that did not end: its status, its error, its exit code, and no finding but inconclusive."""
+    references = len(bundle.manifest.of_role("reference"))
+    interrupted = isinstance(error, KeyboardInterrupt)
+    words = "interrupted; what was answered is in the transcript, go on with --resume" if interrupted else str(error)
+    blank = Report(
+        finding=INCONCLUSIVE,
+        p_value=None,
+        p_floor=p_floor(references),
+        alpha=bundle.manifest.alpha if alpha is None else alpha,
+        score=None,
+        reasons=(words,),
+        bundle={"id": bundle.id, "victim_sha256": bundle.manifest.victim.sha256, "references": references},
+        suspect={"source": source, "kind": "", "access": None, "sha256": None, "runtime": {}},
+        controls=Controls(),
+        schemes=(),
+        queries={"sent": 0, "reused": 0, "failed": 0},
+        seconds={},
+        tool=__version__,
+    )
+    code = 130 if interrupted else error.exit_code if isinstance(error, OnnxauditError) else 1
+    return dataclasses.replace(blank, status="interrupted" if interrupted else "failed", error=words, code=code)

@@ -1,0 +1,125 @@
+"""onnxaudit check."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxaudit.cli.console import (
+    Console,
+    check_alpha,
+    find_bundle,
+    parse_choice,
+    parse_floats,
+    parse_number,
+    parse_shape,
+)
+from onnxaudit.errors import UsageError
+
+
+def check(
+    suspect: Annotated[str | None, typer.Argument(help=".onnx, .ort, TorchScript .pt/.ts, .pt2, or module:function.")] = None,
+    url: Annotated[str | None, typer.Option(help="An HTTP endpoint instead of a file.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Default: $ONNXAUDIT_BUNDLE, else the only .oab here.")] = None,
+    access: Annotated[str | None, typer.Option(help="Use only so much of the answers: label, topk:K, probs, logits.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Error rate. Default: the bundle's.")] = None,
+    references: Annotated[
+        Path | None, typer.Option(help="Calibrate with these models instead of the bundle's references.")
+    ] = None,
+    budget: Annotated[int | None, typer.Option(help="Send at most so many queries, retries included.")] = None,
+    evidence: Annotated[Path | None, typer.Option(help="Transcript (JSONL). Over HTTP it is kept by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the transcript; nothing answered is asked again.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    output: Annotated[list[Path] | None, typer.Option("-o", "--output", help="Also write .json, .md or .txt.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    input: Annotated[str | None, typer.Option(help="What the suspect takes, HxWxC. Default: its signature.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Factor on 8-bit pixels. Default: the victim's.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Default: the victim's.")] = None,
+    std: Annotated[str | None, typer.Option(help="Default: the victim's.")] = None,
+    layout: Annotated[str | None, typer.Option(help="NCHW or NHWC. Default: its signature.")] = None,
+    channel_order: Annotated[str | None, typer.Option(help="RGB or BGR.")] = None,
+    output_name: Annotated[str | None, typer.Option(help="The model's output to read, where it has several.")] = None,
+    dialect: Annotated[str | None, typer.Option(help="HTTP: v2 or plain. Default: found out.")] = None,
+    input_name: Annotated[str | None, typer.Option(help="HTTP: the input's name.")] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(help='HTTP: "Name: value"; $VARIABLES are filled in. May be repeated.')
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="HTTP: at most so many queries a second.")] = None,
+    batch: Annotated[int | None, typer.Option(help="HTTP: queries in one request.")] = None,
+    timeout: Annotated[float, typer.Option(help="HTTP: seconds to wait for a reply.")] = 30.0,
+    ca_bundle: Annotated[Path | None, typer.Option(help="HTTP: certificates to trust.")] = None,
+    client_cert: Annotated[Path | None, typer.Option(help="HTTP: client certificate with key (PEM).")] = None,
+    debug: Annotated[bool, typer.Option(hidden=True)] = False,  # noqa: ARG001 - read by main
+) -> int:
+    """Check whether a suspect is derived from a bundle's victim. Exit 0: not shown, 10: derived, 11: inconclusive."""
+    from onnxaudit.audit.checking import CheckOptions
+    from onnxaudit.audit.running import run_check
+    from onnxaudit.bundle import load
+    from onnxaudit.report.writing import check_format, show, write_all
+
+    if (suspect is None) == (url is None):
+        raise UsageError("give either a SUSPECT or --url", "For example: onnxaudit check suspect.onnx")
+    check_alpha(alpha)
+    for path in output or []:
+        check_format(path)
+    source = url or suspect or ""
+    loaded = load(find_bundle(bundle))
+    if evidence is None and url is not None:
+        evidence = Path(f"onnxaudit-{loaded.id[:8]}.jsonl")
+    options = CheckOptions(alpha, references, budget, evidence, resume, 4 if url else 0, device)
+    said = {
+        "shape": parse_shape(input),
+        "layout": parse_choice(layout, "--layout", ("NCHW", "NHWC")),
+        "scale": parse_number(scale, "--scale"),
+        "mean": parse_floats(mean, "--mean"),
+        "std": parse_floats(std, "--std"),
+        "channels": parse_choice(channel_order, "--channel-order", ("RGB", "BGR")),
+    }
+    http = {
+        "dialect": dialect,
+        "input_name": input_name,
+        "output_name": output_name,
+        "headers": _headers(header or []),
+        "rate": rate,
+        "batch": batch,
+        "timeout": timeout,
+        "ca_bundle": ca_bundle and str(ca_bundle),
+        "client_cert": client_cert and str(client_cert),
+        "budget": budget,
+    }
+    console = Console(quiet=json)
+    started = time.perf_counter()
+    try:
+        report = run_check(loaded, source, access, options, said, http, console, started)
+    finally:
+        console.close()
+    for path in output or []:
+        write_all(report, path)
+    if report.error and not json:
+        typer.echo(f"error: {report.error}", err=True)
+    else:
+        show(report, as_json=json)
+    return report.exit_code
+
+
+def _headers(lines: list[str]) -> dict[str, str]:
+    """ "Name: value" lines as a mapping, with environment variables filled in. Raises UsageError for an unset one."""
+    import os
+    import re
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise UsageError(f"--header uses ${name}, which is not set", "Export it first; nothing was sent.")
+        return os.environ[name]
+
+    found = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            raise UsageError("--header must look like 'Name: value'")
+        found[name.strip()] = re.sub(r"\$(?:\{(\w+)\}|(\w+))", fill, value.strip())
+    return found

@@ -1,0 +1,117 @@
+"""What the commands share: progress on stderr, parsing of small option values, finding the bundle."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onnxaudit.errors import UsageError
+
+PATIENCE = 1.0
+"""Seconds before a step gets a bar."""
+
+
+class Console:
+    """Progress of a use case on stderr: notes always, bars on a terminal for steps that take longer than a second."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bars: Any = None
+
+    def note(self, words: str) -> None:
+        """One line on stderr."""
+        if not self._quiet:
+            print(f"  {words}", file=sys.stderr)
+
+    def task(self, words: str, total: int) -> Callable[[int], None]:
+        """A bar that appears if the step lasts."""
+        if self._quiet or not sys.stderr.isatty():
+            return lambda done: None  # noqa: ARG005
+        started = time.monotonic()
+        handle: list[Any] = []
+
+        def update(done: int) -> None:
+            if not handle and time.monotonic() - started > PATIENCE and done < total:
+                handle.append(self._progress().add_task(words, total=total))
+            if handle:
+                self._bars.update(handle[0], completed=done, visible=done < total)
+
+        return update
+
+    def _progress(self) -> Any:
+        if self._bars is None:
+            from rich.console import Console as RichConsole
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bars = Progress(*columns, console=RichConsole(stderr=True), transient=True)
+            self._bars.start()
+        return self._bars
+
+    def close(self) -> None:
+        """Take the bars down."""
+        if self._bars is not None:
+            self._bars.stop()
+
+
+def find_bundle(given: Path | None) -> Path:
+    """--bundle, else $ONNXAUDIT_BUNDLE, else the only .oab file here. Raises UsageError that lists what was found."""
+    if given is not None:
+        return given
+    named = os.environ.get("ONNXAUDIT_BUNDLE")
+    if named:
+        return Path(named)
+    found = sorted(Path.cwd().glob("*.oab"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"several bundles here: {', '.join(path.name for path in found)}", "Choose one with --bundle.")
+    raise UsageError("no bundle given, and no .oab file here", "Give --bundle F.oab, or make one with: onnxaudit craft VICTIM")
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """ "28x28x1" as (28, 28, 1), "64" as (64,)."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 3) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--input {text!r} is not a size", "Give HEIGHTxWIDTHxCHANNELS, as 28x28x1, or one number for vectors.")
+    return tuple(map(int, parts))
+
+
+def parse_floats(text: str | None, option: str) -> tuple[float, ...] | None:
+    """ "0.485,0.456,0.406" as floats."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is not a list of numbers", "Give one value, or one a channel: 0.5,0.5,0.5") from None
+
+
+def parse_choice(text: str | None, option: str, choices: tuple[str, ...]) -> str | None:
+    """The value if it is one of the choices."""
+    if text is not None and text not in choices:
+        raise UsageError(f"{option} {text!r} is not known", f"Use {', '.join(choices)}.")
+    return text
+
+
+def parse_number(text: str | None, option: str) -> float | None:
+    """A float, also as a fraction: "1/255"."""
+    if text is None:
+        return None
+    numerator, _, denominator = text.partition("/")
+    try:
+        return float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"{option} {text!r} is not a number", "For example 1/255, or 1.") from None
+
+
+def check_alpha(alpha: float | None) -> None:
+    """Raise UsageError unless alpha is None or between 0 and 1."""
+    if alpha is not None and not 0 < alpha < 1:
+        raise UsageError(f"--alpha {alpha:g} must lie between 0 and 1", "For example 0.05.")

@@ -1,0 +1,93 @@
+"""onnxaudit craft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxaudit.cli.console import Console, check_alpha, parse_choice, parse_floats, parse_number, parse_shape
+from onnxaudit.errors import UsageError, missing_extra
+
+
+def craft(
+    victim: Annotated[Path, typer.Argument(help="TorchScript, torch.export .pt2, or weights (with --model).")],
+    data: Annotated[Path | None, typer.Option(help=".npz or .safetensors with x and optional y, or an image folder.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help="A scheme's name; may be repeated. Default: auto.")] = None,
+    queries: Annotated[int, typer.Option(help="Queries a scheme.")] = 100,
+    controls: Annotated[int, typer.Option(help="Control queries.")] = 100,
+    references: Annotated[Path | None, typer.Option(help="Folder of models known to be independent.")] = None,
+    train_references: Annotated[int, typer.Option(help="Train so many references on the data.")] = 0,
+    seed: Annotated[int, typer.Option(help="Everything random comes from it.")] = 0,
+    alpha: Annotated[float, typer.Option(help="Error rate that the bundle is made for.")] = 0.05,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The bundle. Default: VICTIM's name with .oab, here.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace the bundle if it exists.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    model: Annotated[str | None, typer.Option(help="module:factory that makes the network for a file of weights.")] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option(help="Load a pickled victim. It can run any code: only for your own file.")
+    ] = False,
+    input: Annotated[
+        str | None, typer.Option(help="What the victim takes: HxWxC, or a number. Default: the data's size.")
+    ] = None,
+    scale: Annotated[str | None, typer.Option(help="Factor on 8-bit pixels, as 1/255. Default: found on the data.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Subtracted after scaling; one value, or one a channel.")] = None,
+    std: Annotated[str | None, typer.Option(help="Divided by after that.")] = None,
+    layout: Annotated[str | None, typer.Option(help="NCHW or NHWC.")] = None,
+    channel_order: Annotated[str | None, typer.Option(help="RGB or BGR.")] = None,
+    margin: Annotated[float | None, typer.Option(help="IPGuard's k, in logits.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes that train references. Default: one a core.")] = None,
+    debug: Annotated[bool, typer.Option(hidden=True)] = False,  # noqa: ARG001 - read by main
+) -> None:
+    """Craft a query bundle from the victim (white box, once; needs PyTorch)."""
+    check_alpha(alpha)
+    path = output or Path(victim.stem + ".oab")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already", "Give another name with -o, or --force to replace it.")
+    if references and train_references:
+        raise UsageError(
+            "--references and --train-references exclude each other", "Add more models later with: onnxaudit calibrate"
+        )
+    try:
+        from onnxaudit.audit.crafting import CraftOptions
+        from onnxaudit.audit.crafting import craft as make
+    except ModuleNotFoundError as error:
+        raise missing_extra(error.name or "PyTorch", "torch") from None
+
+    console = Console()
+    options = CraftOptions(
+        victim,
+        data,
+        tuple(scheme or ["auto"]),
+        queries,
+        controls,
+        references,
+        train_references,
+        path.with_suffix(".references"),
+        seed,
+        alpha,
+        device,
+        model,
+        allow_pickle,
+        parse_shape(input),
+        parse_number(scale, "--scale"),
+        parse_floats(mean, "--mean"),
+        parse_floats(std, "--std"),
+        parse_choice(layout, "--layout", ("NCHW", "NHWC")),
+        parse_choice(channel_order, "--channel-order", ("RGB", "BGR")),
+        margin,
+        jobs,
+    )
+    try:
+        bundle = make(options, console).save(path, force=force)
+    finally:
+        console.close()
+    manifest = bundle.manifest
+    if not manifest.of_role("reference"):
+        console.note("no references: check can only say inconclusive. Give --references DIR, or --train-references 39")
+    names = ", ".join(entry.name for entry in manifest.schemes)
+    references_said = f"{len(manifest.of_role('reference'))} references"
+    typer.echo(f"{path}: {len(bundle.queries)} queries ({names}, controls), {references_said}, id {bundle.id[:16]}")

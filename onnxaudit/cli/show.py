@@ -1,0 +1,28 @@
+"""onnxaudit show."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def show(
+    file: Annotated[Path, typer.Argument(help="A query bundle.")],
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of the queries to this PNG.")] = None,
+    debug: Annotated[bool, typer.Option(hidden=True)] = False,  # noqa: ARG001 - read by main
+) -> None:
+    """Say in words what is in a bundle, with a contact sheet of its queries."""
+    from onnxaudit.bundle import load
+    from onnxaudit.report.contents import contents
+    from onnxaudit.report.sheet import save_sheet, terminal_rows, terminal_takes_pictures
+
+    bundle = load(file)
+    typer.echo(f"{file}\n{contents(bundle)}")
+    if sheet is not None:
+        save_sheet(bundle, sheet)
+        typer.echo(f"contact sheet: {sheet}")
+    elif terminal_takes_pictures(sys.stdout) and bundle.queries.ndim == 4:
+        typer.echo(terminal_rows(bundle))

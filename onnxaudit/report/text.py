@@ -1,0 +1,130 @@
+"""A report as text for people, and tables that line up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxaudit.report.model import DERIVED, NOT_SHOWN, Report
+
+COLOURS = {"derived": "\033[1;31m", "not-shown": "\033[1;32m", "inconclusive": "\033[1;33m"}
+RESET = "\033[0m"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> str:
+    """Columns padded to their widest cell, two spaces apart; cells that look like numbers are set right."""
+    cells = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    numeric = [all(_is_number(row[i]) for row in rows) and bool(rows) for i in range(len(head))]
+    return "\n".join(
+        indent
+        + "  ".join(
+            cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(row, widths, numeric, strict=True)
+        ).rstrip()
+        for row in cells
+    )
+
+
+def _is_number(cell: str) -> bool:
+    return cell in ("", "-") or cell.replace(".", "", 1).replace("-", "", 1).replace("%", "", 1).isdigit()
+
+
+def sentence(report: Report) -> str:
+    """The finding in one sentence."""
+    if report.status != "complete":
+        return f"No finding: {report.error}"
+    numbers = "" if report.p_value is None else f" (p = {report.p_value:.3g}, alpha {report.alpha:g})"
+    if report.finding == DERIVED:
+        return f"Evidence that the suspect is derived from the victim{numbers}."
+    if report.finding == NOT_SHOWN:
+        return f"The answers do not show that the suspect is derived from the victim{numbers}."
+    return f"Inconclusive: {'; '.join(report.reasons)}."
+
+
+def propositions(report: Report) -> list[str]:
+    """What was weighed against what, and what the p-value means."""
+    references = report.bundle["references"]
+    lines = [
+        "H1: the suspect was derived from the victim (copied, converted, pruned, fine-tuned, or trained on its answers).",
+        "H0: it was made independently, as the references were.",
+    ]
+    if report.p_value is not None:
+        lines.append(
+            f"If H0 holds, a p-value this small or smaller comes up in at most {report.p_value:.1%} of cases; "
+            f"{references} references can give {report.p_floor:.3g} at least."
+        )
+    return lines
+
+
+def scheme_rows(report: Report) -> list[tuple[str, ...]]:
+    """Cells of the table of schemes."""
+    return [
+        (s.name, "-", "-", "-", "-", "-", str(s.queries), f"skipped: {s.skipped}")
+        if s.score is None
+        else (
+            s.name,
+            f"{s.score:.3f}",
+            _number(s.reference_mean),
+            _number(s.reference_max),
+            _number(s.p_value),
+            _number(s.p_adjusted),
+            str(s.queries),
+            s.access or "",
+        )
+        for s in report.schemes
+    ]
+
+
+SCHEME_HEAD = ("scheme", "score", "references' mean", "highest", "p", "p (Holm)", "queries", "access")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def controls_words(report: Report) -> str:
+    """The controls in one line."""
+    c = report.controls
+    if not c.n:
+        return "none"
+    agreement = "" if c.agreement is None else f"{c.agreement:.0%} of {c.n} easy ones right"
+    verdict = {True: "ok", False: "FAILED", None: "too few to judge"}[c.ok]
+    return f"{verdict}: {agreement}"
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """Name and value of the lines below the table."""
+    suspect = report.suspect
+    runtime = ", ".join(f"{name} {value}" for name, value in suspect.get("runtime", {}).items())
+    sent = report.queries
+    return [
+        ("controls", controls_words(report)),
+        ("suspect", f"{suspect['source']} ({suspect['kind']}, {suspect['access']}{', ' + runtime if runtime else ''})"),
+        ("bundle", f"{report.bundle['id'][:16]}, {report.bundle['references']} references, statistic {report.statistic}"),
+        ("queries", f"{sent['sent']} sent, {sent['reused']} reused, {sent['failed']} failed"),
+    ]
+
+
+def text(report: Report, *, colour: bool = False) -> str:
+    """The report for a terminal."""
+    word = f"{COLOURS[report.finding]}{report.finding}{RESET}" if colour else report.finding
+    lines = [f"{report.suspect['source']}: {word}", f"  {sentence(report)}"]
+    if report.status != "complete":
+        return "\n".join(lines)
+    lines += ["", table(SCHEME_HEAD, scheme_rows(report), "  "), ""]
+    width = max(len(name) for name, _ in facts(report))
+    lines += [f"  {name.ljust(width)}  {value}" for name, value in facts(report)]
+    lines += ["", *(f"  {line}" for line in propositions(report))]
+    if report.conditions:
+        lines += ["  Conditions:", *(f"   - {condition}" for condition in report.conditions)]
+    return "\n".join(lines)
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown, from the same parts."""
+    rows = [SCHEME_HEAD, tuple("---" for _ in SCHEME_HEAD), *scheme_rows(report)] if report.schemes else []
+    lines = [f"# {report.suspect['source']}: {report.finding}", "", sentence(report), ""]
+    lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    lines += [f"- {name}: {value}" for name, value in facts(report)] + [""]
+    lines += [f"- {line}" for line in propositions(report)] + [""]
+    lines += ["## Conditions", "", *(f"- {condition}" for condition in report.conditions)] if report.conditions else []
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,43 @@
+"""Where reports go: stdout, and files by suffix."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from onnxaudit.errors import UsageError
+from onnxaudit.report.model import Report
+from onnxaudit.report.text import markdown, text
+
+FORMATS: dict[str, Callable[[Report], str]] = {
+    ".json": lambda report: report.to_json() + "\n",
+    ".md": markdown,
+    ".txt": lambda report: text(report) + "\n",
+}
+
+
+def check_format(path: Path) -> None:
+    """Raise UsageError unless a report can be written under this name; before any query is paid for."""
+    if path.suffix not in FORMATS:
+        raise UsageError(f"-o {path.name}: no report format {path.suffix!r}", f"Use {', '.join(FORMATS)}.")
+    if not path.resolve().parent.is_dir():
+        raise UsageError(f"-o {path}: its folder does not exist", "Make it first.")
+
+
+def write_all(report: Report, path: Path) -> None:
+    """Write the report in the format of the suffix, in one step. Raises UsageError if it cannot be written."""
+    check_format(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(FORMATS[path.suffix](report), encoding="utf-8")
+        os.replace(temporary, path)  # noqa: PTH105 - the atomic one
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another place with -o.") from None
+
+
+def show(report: Report, *, as_json: bool) -> None:
+    """The report on stdout; colours only on a terminal that wants them."""
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(report.to_json() if as_json else text(report, colour=colour))
