@@ -1,0 +1,58 @@
+"""What tests share: repeatable Hypothesis runs, and one bundle crafted from the shipped victim by the command that users type."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from onnxaudit.answers import Answers
+from onnxaudit.bundle import QueryBundle, load
+from onnxaudit.interview import interview
+from onnxaudit.registry import open_suspect
+from onnxaudit.suspect import SuspectCard, Target
+from onnxaudit.zoo.manifest import ZooEntry, load_zoo
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
+
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+ZOO = FIXTURES / "zoo"
+
+
+@pytest.fixture(scope="session")
+def crafted_path(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A bundle of fixtures/zoo/victim.pt with its 42 references: crafted once, whatever the number of test processes."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    path = shared / "victim.oab"
+    with (shared / "victim.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            command = [sys.executable, "-m", "onnxaudit", "craft", str(ZOO / "victim.pt"), "-o", str(path)]
+            command += ["--data", str(FIXTURES / "fashion/train.npz"), "--references", str(ZOO / "references")]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture(scope="session")
+def crafted(crafted_path: Path) -> QueryBundle:
+    """The crafted bundle, loaded."""
+    return load(crafted_path)
+
+
+@pytest.fixture(scope="session")
+def interviewed(crafted: QueryBundle) -> list[tuple[ZooEntry, SuspectCard, Answers]]:
+    """Every positive and negative of fixtures/zoo/zoo.json with its full answers to the crafted bundle."""
+    found = []
+    for entry in load_zoo(ZOO / "zoo.json"):
+        if entry.kind in ("positive", "negative"):
+            target = Target(entry.file, crafted.manifest.input, crafted.manifest.victim.num_classes, "cpu")
+            with open_suspect(target) as suspect:
+                found.append((entry, suspect.card, interview(suspect, crafted.queries).answers))
+    return found
