@@ -56,7 +56,10 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything in a bundle that is not a tensor."""
+    """Everything in a bundle that is not a tensor.
+
+    shortfall: by how much the references were measured to be less accurate than the victim, where craft trained them.
+    """
 
     tool: str
     seed: int
@@ -69,6 +72,7 @@ class Manifest:
     alpha: float
     models: tuple[ModelEntry, ...]
     data_sha256: str | None = None
+    shortfall: float | None = None
     notes: tuple[str, ...] = ()
     tensors: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT

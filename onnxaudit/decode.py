@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 import json
 import types
 import typing
@@ -79,16 +79,23 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise _wrong(where, "an object", value)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
+    fields, hints = _fields(kind)
     for name in value:
         if name not in fields:
+            import difflib  # only ever needed for this message
+
             close = difflib.get_close_matches(name, fields, 1)
             raise ArtefactError(f"{where} has an unknown field {name!r}" + (f", did you mean {close[0]!r}?" if close else ""))
     for name, field in fields.items():
         if name not in value and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ArtefactError(f"{where} lacks the field {name!r}")
     return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
+    """Fields and resolved types of a dataclass; resolving them is slow, and a bundle has the same ones many times."""
+    return {field.name: field for field in dataclasses.fields(kind)}, typing.get_type_hints(kind)
 
 
 def _wrong(where: str, wanted: str, value: object) -> ArtefactError:

@@ -35,7 +35,7 @@ class SuspectError(OnnxauditError):
     exit_code = 4
 
 
-class BudgetSpent(OnnxauditError):
+class BudgetSpent(OnnxauditError):  # noqa: N818 - it ends an interview, it is no error
     """The query budget is used up; never leaves the interview."""
 
     exit_code = 11

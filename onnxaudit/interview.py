@@ -126,9 +126,9 @@ def interview(
     order: NDArray[np.int64] | None = None,
     budget: int | None = None,
     transcript: Transcript | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] | None = None,
 ) -> Interview:
-    """Ask the suspect all queries, in ``order`` (row numbers), as far as the budget goes; what a transcript holds is not asked again.
+    """Ask the suspect all queries, in ``order`` (row numbers), as far as the budget goes; not what a transcript already holds.
 
     Every batch is recorded before the next is asked. Raises what the suspect raises; the transcript then keeps what was paid for.
     """
@@ -147,7 +147,8 @@ def interview(
         if transcript:
             transcript.record(rows, answers)
         kept.append((rows, answers))
-        progress(len(known) + start + len(rows))
+        if progress:
+            progress(len(known) + start + len(rows))
     if not kept:
         raise UsageError("the budget allows no query at all", "Raise --budget.")
     fresh = sum(len(rows) for rows, _ in kept) - len(known)

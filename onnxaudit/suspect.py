@@ -7,12 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self, TypeAlias, final
+from typing import Self, TypeAlias, cast, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxaudit.answers import Access, Answers
+from onnxaudit.answers import Answers
 from onnxaudit.errors import SuspectError, UsageError
 
 Queries: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
@@ -72,7 +72,9 @@ class InputSpec:
         if queries.shape[1:3] != (height, width):
             down, across = _bilinear(queries.shape[1], height), _bilinear(queries.shape[2], width)
             queries = np.einsum("ah,nhwc,bw->nabc", down, queries.astype(np.float32), across, optimize=True).astype(np.float32)
-        return queries if queries.shape[3] == channels else np.repeat(queries, channels, axis=3)
+        if queries.shape[3] != channels:
+            queries = cast("Queries", np.repeat(queries, channels, axis=3))
+        return queries
 
 
 def _bilinear(source: int, target: int) -> NDArray[np.float32]:
@@ -147,7 +149,7 @@ class Suspect(ABC):
     def _ask(self, queries: Queries) -> Answers:
         """Answers to one batch of canonical queries, in order. Errors of the runtime may escape as they are."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - not every suspect holds something to give back
         """Give back what was opened."""
 
     @final

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,8 @@ def judge(bundle: QueryBundle, card: SuspectCard, answers: Answers, alpha: float
     answers = dataclasses.replace(answers, num_classes=manifest.victim.num_classes)
     comparison = compare(bundle, references, answers)
     controls = _controls(bundle, references, answers)
-    tolerance = WIDE_TOLERANCE if _weak(controls) else TOLERANCE
+    weak = _weak(manifest.shortfall, controls)
+    tolerance = WIDE_TOLERANCE if weak else TOLERANCE
     p = p_value(comparison.statistics, tolerance) if comparison.statistics is not None and references else None
     reasons = _doubts(len(references), level, comparison, controls, answers, stable=stable)
     if p is not None and not reasons:
@@ -147,7 +148,7 @@ def judge(bundle: QueryBundle, card: SuspectCard, answers: Answers, alpha: float
         statistic=manifest.statistic,
         tolerance=tolerance,
         p_exchangeable=p_value(comparison.statistics) if comparison.statistics is not None and references else None,
-        conditions=tuple(_conditions(bundle, controls, answers)),
+        conditions=tuple(_conditions(bundle, controls, answers, weak=weak)),
         tool=__version__,
     )
 
@@ -186,11 +187,21 @@ def _controls(bundle: QueryBundle, references: list[Answers], answers: Answers) 
     )
 
 
-def _weak(controls: Controls) -> bool:
-    """Whether the references are clearly less accurate than the victim, which makes strong innocents look close to it."""
+def _weak(shortfall: float | None, controls: Controls) -> bool:
+    """Whether the references are clearly less accurate than the victim, which makes strong innocents look close to it.
+
+    As measured when they were trained, or on the controls.
+    """
+    if shortfall is not None and shortfall >= SHORTFALL / 2:
+        return True
     if controls.victim_accuracy is None or not controls.reference_accuracy:
         return False
-    return float(np.median(controls.reference_accuracy)) <= controls.victim_accuracy - SHORTFALL
+    return _quantile(controls.reference_accuracy, 0.5) <= controls.victim_accuracy - SHORTFALL
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    """The value below which that share lies; plain, because NumPy's loads its masked arrays, a tenth of a small check."""
+    return sorted(values)[round(share * (len(values) - 1))]
 
 
 def _doubts(
@@ -206,11 +217,13 @@ def _doubts(
         found.append("no scheme could run: " + "; ".join(f"{s.name}: {s.skipped}" for s in comparison.schemes))
     if controls.ok is False:
         found.append(
-            f"the suspect gets {controls.agreement:.0%} of {controls.n} easy controls right: wrong preprocessing or label order, or another task"
+            f"the suspect gets {controls.agreement:.0%} of {controls.n} easy controls right: "
+            "wrong preprocessing or label order, or another task"
         )
     if not stable:
         found.append("the suspect gives different labels to the same queries")
-    if len(np.unique(answers.labels[answers.answered])) == 1:
+    given = answers.labels[answers.answered]
+    if given.min() == given.max():
         found.append("the suspect gives the same label to every query")
     return found
 
@@ -242,7 +255,7 @@ def _scheme_results(comparison: Comparison, tolerance: float, references: int) -
     return tuple(results)
 
 
-def _conditions(bundle: QueryBundle, controls: Controls, answers: Answers) -> list[str]:
+def _conditions(bundle: QueryBundle, controls: Controls, answers: Answers, *, weak: bool) -> list[str]:
     """What is assumed, and what weakens the finding, in words."""
     references = bundle.manifest.of_role("reference")
     said = list(bundle.manifest.notes)
@@ -254,13 +267,15 @@ def _conditions(bundle: QueryBundle, controls: Controls, answers: Answers) -> li
     if controls.reference_accuracy and controls.victim_accuracy is not None and controls.accuracy is not None:
         low, high = min(controls.reference_accuracy), max(controls.reference_accuracy)
         said.append(
-            f"accuracy on the controls: suspect {controls.accuracy:.0%}, victim {controls.victim_accuracy:.0%}, references {low:.0%} to {high:.0%}"
+            f"accuracy on the controls: suspect {controls.accuracy:.0%}, victim {controls.victim_accuracy:.0%}, "
+            f"references {low:.0%} to {high:.0%}"
         )
-        if controls.accuracy >= float(np.quantile(controls.reference_accuracy, 0.95)):
+        if controls.accuracy >= _quantile(controls.reference_accuracy, 0.95):
             said.append("the suspect is more accurate than nearly all references; scores are adjusted for it")
-    if _weak(controls):
+    if weak:
         said.append(
-            f"the references are weaker than the victim, so innocents may be closer to it than they are: the tolerance is {WIDE_TOLERANCE:g} instead of {TOLERANCE:g}"
+            "the references are weaker than the victim, so innocents may be closer to it than they are: "
+            f"the tolerance is {WIDE_TOLERANCE:g} instead of {TOLERANCE:g}"
         )
     if controls.ok is None:
         said.append("too few control queries to tell a mis-wired suspect from an independent one")

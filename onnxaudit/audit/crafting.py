@@ -21,7 +21,7 @@ from onnxaudit.craft.conventions import conventions, find_convention, first_that
 from onnxaudit.craft.cutmix import sample_cutmix
 from onnxaudit.craft.data import Data, load_data
 from onnxaudit.craft.natural import draw_controls, sample_errors, sample_natural
-from onnxaudit.craft.references import POOR, held_out, train_references
+from onnxaudit.craft.references import CLOSE, choose, split, train_references
 from onnxaudit.craft.sample import Sample, Sampler
 from onnxaudit.craft.victim import Victim, open_victim
 from onnxaudit.errors import UsageError
@@ -69,32 +69,49 @@ def craft(options: CraftOptions, progress: Progress) -> QueryBundle:
 
     Deterministic: the same files, options and versions give the same bundle on one machine.
     """
-    if options.queries < 2 or options.controls < 0:
-        raise UsageError("--queries must be at least 2 and --controls at least 0")
-    data = load_data(options.data) if options.data else None
-    victim, notes = _open(options, data)
+    if options.queries < 2 or options.controls < 0 or options.train_references < 0:
+        raise UsageError("--queries must be at least 2, --controls and --train-references at least 0")
+    whole = load_data(options.data) if options.data else None
+    victim, notes = _open(options, whole)
     for note in notes:
         progress.note(note)
-    chosen = _chosen(options, data, progress)
-    rows: list[np.ndarray[Any, Any]] = []
-    entries: list[SchemeEntry] = []
-    for item in chosen:
-        sample = _sample(item, victim, data, options, progress)
-        for note in sample.notes:
-            progress.note(f"{item.name}: {note}")
-        span = (sum(map(len, rows)), sum(map(len, rows)) + len(sample.queries))
-        rows.append(sample.queries)
-        parameters = {**item.sampling, **sample.parameters, **item.representing, "seed": options.seed}
-        entries.append(SchemeEntry(item.name, item.sampler, item.representation, item.detector, span, parameters, sample.notes))
-    begin = sum(map(len, rows))
+    if options.train_references and (whole is None or whole.y is None):
+        raise UsageError("--train-references needs labelled data", "Give --data with y, or --references DIR.")
+    training, data = split(whole) if options.train_references and whole is not None else (None, whole)
+    entries, parts = _queries(options, victim, data, progress)
+    begin = sum(map(len, parts))
     labels = np.zeros(0, np.int64)
     if data is not None:
         controls, labels = draw_controls(victim, data, options.controls, _rng(options.seed, "controls"))
-        rows.append(controls)
+        parts.append(controls)
     else:
         notes.append("no data, so no control queries: a mis-wired suspect cannot be told from an independent one")
-    bundle = _bundle(options, victim, data, np.concatenate(rows), entries, (begin, begin + len(labels)), labels, notes)
-    return _with_references(bundle, victim, data, options, progress)
+    bundle = _bundle(options, victim, whole, np.concatenate(parts), entries, (begin, begin + len(labels)), labels, notes)
+    if options.references:
+        files = model_files(options.references)
+        targets = [(_target(str(file), victim, options), "given by the owner") for file in files]
+        return add_models(bundle, targets, "reference", progress, strict=False)
+    if training is not None and data is not None:
+        return _with_trained(bundle, victim, training, data, options, progress)
+    return bundle
+
+
+def _queries(
+    options: CraftOptions, victim: Victim, data: Data | None, progress: Progress
+) -> tuple[list[SchemeEntry], list[np.ndarray[Any, Any]]]:
+    """Every chosen scheme's entry and queries, in order."""
+    parts: list[np.ndarray[Any, Any]] = []
+    entries: list[SchemeEntry] = []
+    for item in _chosen(options, data, progress):
+        sample = _sample(item, victim, data, options, progress)
+        for note in sample.notes:
+            progress.note(f"{item.name}: {note}")
+        begin = sum(map(len, parts))
+        parts.append(sample.queries)
+        parameters = {**item.sampling, **sample.parameters, **item.representing, "seed": options.seed}
+        span = (begin, begin + len(sample.queries))
+        entries.append(SchemeEntry(item.name, item.sampler, item.representation, item.detector, span, parameters, sample.notes))
+    return entries, parts
 
 
 def _open(options: CraftOptions, data: Data | None) -> tuple[Victim, list[str]]:
@@ -182,28 +199,46 @@ def _bundle(
     return QueryBundle(manifest, queries, labels, {"victim": answers})
 
 
-def _with_references(
-    bundle: QueryBundle, victim: Victim, data: Data | None, options: CraftOptions, progress: Progress
+def _target(source: str, victim: Victim, options: CraftOptions) -> Target:
+    return Target(source, victim.spec, victim.num_classes, options.device)
+
+
+def _with_trained(
+    bundle: QueryBundle, victim: Victim, training: Data, test: Data, options: CraftOptions, progress: Progress
 ) -> QueryBundle:
-    """The bundle with the references the user has, or asked to be trained, or neither (and a note)."""
-    spec, classes = victim.spec, victim.num_classes
-    if options.references:
-        targets = [
-            (Target(str(file), spec, classes, options.device), "given by the owner") for file in model_files(options.references)
-        ]
-        return add_models(bundle, targets, "reference", progress, strict=False)
-    if not options.train_references:
-        return bundle
-    if data is None or data.y is None:
-        raise UsageError("--train-references needs labelled data", "Give --data with y, or --references DIR.")
-    _, test = held_out(data)
-    goal = float((victim.answer(data.x[test]).argmax(1) == data.y[test]).mean())
+    """The bundle with references trained on data that no query comes from; weak ones are kept apart as long as enough are left.
+
+    How far they fall short of the victim goes into the bundle, because it makes strong innocents look suspicious.
+    """
+    assert test.y is not None
+    goal = float((victim.answer(test.x).argmax(1) == test.y).mean())
     report = progress.task("training references", options.train_references)
     trained = train_references(
-        data, classes, options.train_references, goal, options.seed, options.reference_folder, jobs=options.jobs, progress=report
+        training,
+        test,
+        victim.num_classes,
+        options.train_references,
+        goal,
+        options.seed,
+        options.reference_folder,
+        jobs=options.jobs,
+        progress=report,
     )
-    good = [reference for reference in trained if reference.accuracy >= goal - POOR]
-    reached = np.array([reference.accuracy for reference in trained])
-    progress.note(f"references: accuracy {reached.min():.1%} to {reached.max():.1%} on held-out data, the victim {goal:.1%}")
-    targets = [(Target(str(r.path), spec, classes, options.device), f"trained by craft: {r.recipe}") for r in good]
-    return add_models(bundle, targets, "reference", progress, strict=False)
+    used = choose(trained, goal, least=round(1 / options.alpha) - 1)
+    reached = sorted(reference.accuracy for reference in used)
+    middle = reached[len(reached) // 2]
+    said = [f"references trained: median accuracy {middle:.1%} ({reached[0]:.1%} to {reached[-1]:.1%}), the victim {goal:.1%}"]
+    if len(used) < len(trained):
+        said.append(f"{len(trained) - len(used)} of {len(trained)} trained references are too weak and were left out")
+    if middle < goal - CLOSE:
+        said.append(
+            f"the references fall {100 * (goal - middle):.1f} points short of the victim: innocents may be closer to it than they are, "
+            "so a finding needs a wider margin (more data or your own references would help)"
+        )
+    for words in said:
+        progress.note(words)
+    bundle = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, notes=(*bundle.manifest.notes, *said)))
+    targets = [(_target(str(r.path), victim, options), f"trained by craft: {r.recipe}") for r in used]
+    bundle = add_models(bundle, targets, "reference", progress, strict=False)
+    shortfall = max(0.0, round(goal - middle, 4))
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, shortfall=shortfall))

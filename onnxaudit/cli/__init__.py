@@ -15,8 +15,11 @@ COMMANDS = ("craft", "calibrate", "check", "bench", "show", "verify", "schemes",
 
 def main() -> NoReturn:
     """Run the command line and exit with the code of the contract: 0, 1, 2, 3, 4, 10, 11 or 130."""
-    gc.freeze()
-    gc.disable()  # a short-lived process that imports a lot: collecting garbage costs a tenth of a small check
+    if sys.argv[1:2] != ["craft"]:
+        # short-lived commands that import a lot and multiply small matrices: collecting garbage, and starting a pool of
+        # threads for linear algebra, each cost a tenth of a small check
+        gc.disable()
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         code = _run(sys.argv[1:])
     except KeyboardInterrupt:
@@ -42,7 +45,6 @@ def main() -> NoReturn:
 def _run(arguments: list[str]) -> int:
     import typer
 
-    gc.enable() if arguments[:1] in (["craft"], ["bench"], ["demo"]) else None
     app = typer.Typer(
         add_completion=False,
         no_args_is_help=True,

@@ -1,13 +1,11 @@
 """onnxaudit adapters."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
 
 
-def adapters(debug: Annotated[bool, typer.Option(hidden=True)] = False) -> None:  # noqa: ARG001 - read by main
+def adapters(debug: Annotated[bool, typer.Option(hidden=True)] = False) -> None:
     """List the installed adapters: what they open, and which package brings them."""
     from onnxaudit.registry import adapters as installed
     from onnxaudit.report.text import table

@@ -1,7 +1,5 @@
 """onnxaudit bench."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +20,7 @@ def bench(
     seed: Annotated[int, typer.Option(help="As for craft.")] = 0,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for results.json and plots.")] = Path("bench"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,  # noqa: ARG001 - read by main
+    debug: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Measure schemes on a zoo of models whose origin is known (needs PyTorch to craft)."""
     from onnxaudit.answers import parse_access

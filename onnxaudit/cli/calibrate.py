@@ -1,7 +1,5 @@
 """onnxaudit calibrate."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +16,7 @@ def calibrate(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The new bundle.")] = None,
     force: Annotated[bool, typer.Option(help="Replace the bundle itself, or the file given by -o.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,  # noqa: ARG001 - read by main
+    debug: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Add models whose origin is known to a bundle: a new file, or the same one with --force."""
     from onnxaudit.audit.calibrating import calibrate as add

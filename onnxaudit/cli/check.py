@@ -1,7 +1,5 @@
 """onnxaudit check."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Annotated
@@ -52,7 +50,7 @@ def check(
     timeout: Annotated[float, typer.Option(help="HTTP: seconds to wait for a reply.")] = 30.0,
     ca_bundle: Annotated[Path | None, typer.Option(help="HTTP: certificates to trust.")] = None,
     client_cert: Annotated[Path | None, typer.Option(help="HTTP: client certificate with key (PEM).")] = None,
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,  # noqa: ARG001 - read by main
+    debug: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> int:
     """Check whether a suspect is derived from a bundle's victim. Exit 0: not shown, 10: derived, 11: inconclusive."""
     from onnxaudit.audit.checking import CheckOptions

@@ -1,7 +1,5 @@
 """onnxaudit craft."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +38,7 @@ def craft(
     channel_order: Annotated[str | None, typer.Option(help="RGB or BGR.")] = None,
     margin: Annotated[float | None, typer.Option(help="IPGuard's k, in logits.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes that train references. Default: one a core.")] = None,
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,  # noqa: ARG001 - read by main
+    debug: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Craft a query bundle from the victim (white box, once; needs PyTorch)."""
     check_alpha(alpha)

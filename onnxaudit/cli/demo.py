@@ -1,7 +1,5 @@
 """onnxaudit demo."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +12,7 @@ from onnxaudit.errors import UsageError
 
 def demo(
     fixtures: Annotated[Path, typer.Option(help="The fixtures folder of a source checkout.")] = Path("fixtures"),
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,  # noqa: ARG001 - read by main
+    debug: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> int:
     """Run the main job on the fixtures of a source checkout: craft, then check copies, thieves and innocents."""
     script = fixtures / "demo.py"

@@ -1,13 +1,11 @@
 """onnxaudit schemes."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
 
 
-def schemes(debug: Annotated[bool, typer.Option(hidden=True)] = False) -> None:  # noqa: ARG001 - read by main
+def schemes(debug: Annotated[bool, typer.Option(hidden=True)] = False) -> None:
     """List the fingerprinting schemes: paper, parts, what each needs, least access it was made for."""
     from onnxaudit.report.text import table
     from onnxaudit.schemes.catalogue import ALIASES, CATALOGUE

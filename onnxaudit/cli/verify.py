@@ -1,7 +1,5 @@
 """onnxaudit verify."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +8,7 @@ import typer
 
 def verify(
     file: Annotated[Path, typer.Argument(help="A query bundle.")],
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,  # noqa: ARG001 - read by main
+    debug: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Check every digest of a bundle and that its parts agree. Exit 3 if anything is wrong."""
     from onnxaudit.bundle import load

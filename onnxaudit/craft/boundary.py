@@ -42,7 +42,8 @@ def sample_boundary(
 
     start: "training" inputs or "random" noise in [0, 1]; target: "random" or "least-likely" class (IPGuard Table 3). k: margin
     in logits by which the target beats the start's class; None: the victim's median margin on its starts, at most 10, since
-    how large a logit is differs from victim to victim. lr: of Adam; the paper has 0.001, which rounding to 8 bits swallows. Starts that do not get there in ``iterations`` are replaced.
+    how large a logit is differs from victim to victim. lr: of Adam; the paper has
+    0.001, which rounding to 8 bits swallows. Starts that do not get there in ``iterations`` are replaced.
     Raises UsageError if hardly any does.
     """
     found: list[Tensor] = []

@@ -80,7 +80,7 @@ def find_convention(victim: Victim, data: Data, candidates: Iterator[Convention]
     if best[1].accuracy <= chance + 3 * np.sqrt(chance * (1 - chance) / len(y)):
         raise UsageError(
             f"the victim is at chance under every common input convention, at best {best[1].accuracy:.1%} ({best[1].words})",
-            "Check that --data is of the victim's task and label order, or give --scale, --mean, --std, --layout, --channel-order.",
+            "Check that --data has the victim's task and label order, or give --scale, --mean, --std, --layout, --channel-order.",
         )
     return best
 

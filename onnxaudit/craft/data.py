@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Data:
-    """x: canonical inputs, uint8 (n, H, W, C) or float32 (n, d). y: labels (n,) int64 or None. sha256: of content, not of file."""
+    """x: canonical inputs, uint8 (n, H, W, C) or float32 (n, d). y: labels (n,) int64 or None. sha256: of content, not file."""
 
     x: Queries
     y: NDArray[np.int64] | None
@@ -27,6 +27,10 @@ class Data:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def take(self, rows: NDArray[np.int64]) -> Data:
+        """The inputs at these rows, with a digest of their own."""
+        return _data(self.x[rows], None if self.y is None else self.y[rows], self.names, where="the data")
 
     @property
     def shape(self) -> tuple[int, ...]:

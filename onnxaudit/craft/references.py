@@ -21,33 +21,38 @@ from onnxaudit.zoo.architectures import ARCHITECTURES
 from onnxaudit.zoo.training import Recipe, accuracy, build, fit, to_pixels
 
 CLOSE = 0.01
-"""A reference this close to the victim's held-out accuracy, or better, is not tried again."""
+"""A reference this close to the victim's accuracy, or better, is not tried again."""
 POOR = 0.03
 """A reference further below the victim than this is weak: it would make strong innocents look suspicious."""
-HELD_OUT = 6
-"""One in so many inputs is held out to measure accuracy."""
+ASIDE = 4
+"""One in so many inputs is kept from training, for queries and for measuring accuracy."""
 IMAGES_SEEN = 120_000
 """Training length of a first attempt, in images."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedReference:
-    """One trained reference. path: an ONNX file that takes raw 8-bit pixels. accuracy: on the held-out part of the data."""
+    """One trained reference. path: an ONNX file that takes raw 8-bit pixels. accuracy: on inputs kept from training."""
 
     path: Path
     recipe: Recipe
     accuracy: float
 
 
-def held_out(data: Data) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """Rows to train on and rows to measure accuracy on; the same for every reference of this data."""
+def split(data: Data) -> tuple[Data, Data]:
+    """The part that references are trained on, and the part that queries are drawn from and accuracy is measured on.
+
+    They must not overlap: a reference that was trained on a query knows its true label, so on the victim's errors it would look
+    more independent than any innocent model does.
+    """
     order = np.random.default_rng(int(data.sha256[:8], 16)).permutation(len(data))
-    part = len(data) // HELD_OUT
-    return np.sort(order[part:]), np.sort(order[:part])
+    part = len(data) // ASIDE
+    return data.take(np.sort(order[part:])), data.take(np.sort(order[:part]))
 
 
 def train_references(
     data: Data,
+    test: Data,
     classes: int,
     count: int,
     goal: float,
@@ -57,7 +62,7 @@ def train_references(
     jobs: int | None,
     progress: Callable[[int], None],
 ) -> list[TrainedReference]:
-    """Train ``count`` references to about the accuracy ``goal`` (the victim's, on the held-out rows), in parallel processes.
+    """Train ``count`` references on ``data`` to about the accuracy ``goal`` (the victim's on ``test``), in parallel processes.
 
     What is already in ``folder`` from the same data, seed and goal is not trained again. Raises UsageError without labels.
     """
@@ -70,25 +75,40 @@ def train_references(
     folder.mkdir(parents=True, exist_ok=True)
     workers = Parallel(n_jobs=jobs or os.cpu_count() or 1, return_as="generator", batch_size=1)
     results: list[TrainedReference] = []
-    for result in workers(delayed(_train)(data, classes, goal, seed, index, folder) for index in range(count)):
+    for result in workers(delayed(_train)(data, test, classes, goal, seed, index, folder) for index in range(count)):
         results.append(result)
         progress(len(results))
     return results
 
 
-def _train(data: Data, classes: int, goal: float, seed: int, index: int, folder: Path) -> TrainedReference:
+def choose(trained: list[TrainedReference], goal: float, least: int) -> list[TrainedReference]:
+    """The references within three points of ``goal``, in order; if those are fewer than ``least``, the best ``least`` of all.
+
+    Weak references would make strong innocents look suspicious; too few could not show anything at all.
+    """
+    good = [reference for reference in trained if reference.accuracy >= goal - POOR]
+    if len(good) >= least:
+        return good
+    best = sorted(trained, key=lambda reference: -reference.accuracy)[:least]
+    return [reference for reference in trained if reference in best]
+
+
+def _train(data: Data, test: Data, classes: int, goal: float, seed: int, index: int, folder: Path) -> TrainedReference:
     torch.set_num_threads(1)
-    key = hashlib.sha256(json.dumps([data.sha256, classes, round(goal, 4), seed, index, IMAGES_SEEN]).encode()).hexdigest()[:12]
+    recipe_of = [data.sha256, test.sha256, classes, round(goal, 4), seed, index, IMAGES_SEEN]
+    key = hashlib.sha256(json.dumps(recipe_of).encode()).hexdigest()[:12]
+        json.dumps([data.sha256, test.sha256, classes, round(goal, 4), seed, index, IMAGES_SEEN]).encode()
+    ).hexdigest()[:12]
     found = sorted(folder.glob(f"*-{key}.json"))
     if found and found[0].with_suffix(".onnx").exists():
         kept = json.loads(found[0].read_text())
         return TrainedReference(found[0].with_suffix(".onnx"), Recipe(**kept["recipe"]), kept["accuracy"])
-    rows, test = held_out(data)
-    x, x_test = to_pixels(data.x[rows]), to_pixels(data.x[test])
     assert data.y is not None
-    y, y_test = torch.from_numpy(data.y[rows]), torch.from_numpy(data.y[test])
+    assert test.y is not None
+    x, x_test = to_pixels(data.x), to_pixels(test.x)
+    y, y_test = torch.from_numpy(data.y), torch.from_numpy(test.y)
     best: tuple[float, Recipe, nn.Module] | None = None
-    for recipe in _attempts(data, len(rows), seed, index):
+    for recipe in _attempts(data, seed, index):
         model = fit(build(recipe, data.shape, classes), x, y, recipe)
         reached = accuracy(model, x_test, y_test)
         if best is None or reached > best[0]:
@@ -104,10 +124,11 @@ def _train(data: Data, classes: int, goal: float, seed: int, index: int, folder:
     return TrainedReference(path, recipe, reached)
 
 
-def _attempts(data: Data, n: int, seed: int, index: int) -> list[Recipe]:
+def _attempts(data: Data, seed: int, index: int) -> list[Recipe]:
     """Two recipes for one reference: a quick one, and one with more epochs, augmentation and width if that falls short."""
     names = list(ARCHITECTURES) if len(data.shape) == 3 else ["mlp"]
     rng = np.random.default_rng([seed, index])
+    n = len(data)
     first = Recipe(
         arch=names[index % len(names)],
         width=float(rng.choice([1.0, 1.25, 1.5])),

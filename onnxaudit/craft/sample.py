@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
-import numpy as np
-
-from onnxaudit.craft.data import Data
-from onnxaudit.craft.victim import Victim
 from onnxaudit.suspect import Queries
 
 
@@ -22,16 +18,5 @@ class Sample:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Sampler(Protocol):
-    """Draws about n queries; ``progress`` is called with the number done. Keyword parameters are the scheme's."""
-
-    def __call__(
-        self,
-        victim: Victim,
-        data: Data | None,
-        n: int,
-        rng: np.random.Generator,
-        progress: Callable[[int], None],
-        /,
-        **parameters: Any,
-    ) -> Sample: ...
+Sampler: TypeAlias = Callable[..., Sample]
+"""(victim, data or None, n, rng, progress, and the scheme's parameters by name) to a sample of about n queries."""

@@ -135,8 +135,8 @@ def open_victim(
 ) -> Victim:
     """Load a victim: TorchScript, ``torch.export`` archive, or weights for the module that ``model`` ("module:factory") makes.
 
-    It has not been run yet: see ``Victim.probed``. The file is sniffed before torch touches it. Raises UsageError for a missing file or factory, ArtefactError for a foreign,
-    damaged or (without ``allow_pickle``) pickled one.
+    It has not been run yet: see ``Victim.probed``. The file is sniffed before torch touches it. Raises UsageError for a
+    missing file or factory, ArtefactError for a foreign, damaged or (without ``allow_pickle``) pickled one.
     """
     if not path.is_file():
         raise UsageError(f"{path} is not a file", "Check the victim's path.")
@@ -197,7 +197,7 @@ def _with_weights(module: torch.nn.Module, path: Path, kind: str) -> torch.nn.Mo
     if kind == "safetensors":
         from safetensors.torch import load_file
 
-        state = load_file(path)
+        state: Any = load_file(path)
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):

@@ -7,25 +7,10 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from onnxaudit.evidence.metrics import auc, roc
 from onnxaudit.report.text import table
-
-
-class Figures(Protocol):
-    """The columns of a benchmark's table."""
-
-    scheme: str
-    access: str
-    task: str
-    positives: int
-    negatives: int
-    auc: float
-    tpr_at_5: float
-    aruc: float | None
-    derived: float | None
-    seconds: float
 
 
 def results_json(rows: Sequence[Any], scores: Sequence[dict[str, Any]], facts: dict[str, Any]) -> str:
@@ -38,7 +23,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def results_table(rows: Sequence[Figures]) -> str:
+def results_table(rows: Sequence[Any]) -> str:
     """The table for a terminal, one line a scheme, access and task."""
     head = ("scheme", "access", "task", "models", "AUC", "TPR@5%", "ARUC", "derived")
     cells = [

@@ -23,10 +23,11 @@ def contents(bundle: QueryBundle) -> str:
     accuracy = "" if victim.accuracy is None else f", {victim.accuracy:.0%} of the controls right"
     lines = [
         f"  bundle     format {manifest.format}, made by onnxaudit {manifest.tool}, seed {manifest.seed}, id {bundle.id}",
-        f"  victim     {victim.source} ({victim.kind}, {victim.num_classes} classes, {victim.access}{accuracy}), sha256 {victim.sha256}",
+        f"  victim     {victim.source} ({victim.kind}, {victim.num_classes} classes, {victim.access}{accuracy})",
+        f"             sha256 {victim.sha256}",
         f"  input      {_input(manifest.input)}",
         f"  queries    {len(bundle.queries)} {kind} of {size}",
-        f"  controls   {stop - start} natural inputs, {'labelled' if manifest.labelled else 'with the victim’s own labels'}",
+        f"  controls   {stop - start} natural inputs, " + ("labelled" if manifest.labelled else "with the victim's own labels"),
         f"  statistic  {manifest.statistic}, alpha {manifest.alpha:g}",
         "",
         table(
@@ -40,9 +41,7 @@ def contents(bundle: QueryBundle) -> str:
         "",
         *_pool(manifest.of_role("reference")),
     ]
-    for role in ("sibling", "surrogate"):
-        if others := manifest.of_role(role):
-            lines.append(f"  {role}s   {len(others)}")
+    lines += [f"  {role}s   {len(manifest.of_role(role))}" for role in ("sibling", "surrogate") if manifest.of_role(role)]
     notes = [*manifest.notes, *(f"{s.name}: {note}" for s in manifest.schemes for note in s.notes)]
     return "\n".join([*lines, *(f"  note       {note}" for note in notes)])
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
 
-
-class Representation(Protocol):
-    """Answers to n queries as one vector of float64; the same length for every model asked the same queries."""
-
-    def __call__(self, answers: Answers, /, **parameters: Any) -> NDArray[np.float64]: ...
+Representation: TypeAlias = Callable[..., NDArray[np.float64]]
+"""Answers to n queries (and parameters by name) to one vector; the same length for every model asked the same queries."""
 
 
 def labels(answers: Answers) -> NDArray[np.float64]:
@@ -47,8 +44,7 @@ def correlation(
 
 def _fed(answers: Answers, feed: str, epsilon: float) -> NDArray[np.float64]:
     if answers.access == Access.LABEL:
-        smooth: NDArray[np.float64] = (1 - epsilon) * answers.dense() + epsilon / (answers.num_classes or 1)
-        return smooth.astype(np.float64)
+        return (1 - epsilon) * answers.dense().astype(np.float64) + epsilon / (answers.num_classes or 1)
     probabilities = answers.degrade(Access.PROBS).dense().astype(np.float64)
     if feed == "probs":
         return probabilities

@@ -30,7 +30,7 @@ def fine_tune(victim: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, *, last: 
 def prune(victim: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, share: float) -> nn.Module:
     """Zero the given share of smallest weights of each layer, then fine-tune with the zeros kept (WP; Cao et al. 2021)."""
     model = copy.deepcopy(victim)
-    kept: list[tuple[nn.Parameter, Tensor]] = []
+    kept: list[tuple[Tensor, Tensor]] = []
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             weight = module.weight
