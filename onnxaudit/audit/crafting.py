@@ -232,7 +232,7 @@ def _with_trained(
         said.append(f"{len(trained) - len(used)} of {len(trained)} trained references are too weak and were left out")
     if middle < goal - CLOSE:
         said.append(
-            f"the references fall {100 * (goal - middle):.1f} points short of the victim: innocents may be closer to it than they are, "
+            f"the references fall {100 * (goal - middle):.1f} points short of the victim; innocents may be closer to it, "
             "so a finding needs a wider margin (more data or your own references would help)"
         )
     for words in said:

@@ -97,8 +97,6 @@ def _train(data: Data, test: Data, classes: int, goal: float, seed: int, index: 
     torch.set_num_threads(1)
     recipe_of = [data.sha256, test.sha256, classes, round(goal, 4), seed, index, IMAGES_SEEN]
     key = hashlib.sha256(json.dumps(recipe_of).encode()).hexdigest()[:12]
-        json.dumps([data.sha256, test.sha256, classes, round(goal, 4), seed, index, IMAGES_SEEN]).encode()
-    ).hexdigest()[:12]
     found = sorted(folder.glob(f"*-{key}.json"))
     if found and found[0].with_suffix(".onnx").exists():
         kept = json.loads(found[0].read_text())
