@@ -112,7 +112,7 @@ class Recorded(Suspect):
         return self._answers.take(np.array(rows))
 
 
-def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, NDArray[Any]]], None], *, seal: bool = True) -> None:
+def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, NDArray[Any]]], object], *, seal: bool = True) -> None:
     """Change a saved bundle's manifest (as JSON) and tensors. seal: with digests that fit again, as a forger would."""
     from safetensors.numpy import load_file, save_file
 
@@ -125,4 +125,4 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, NDArray[Any]
             head = canonical([tensor.dtype.str, list(tensor.shape)]).encode()
             manifest["tensors"][name] = hashlib.sha256(head + tensor.tobytes()).hexdigest()
         manifest["tensors"] = {name: digest for name, digest in manifest["tensors"].items() if name in tensors}
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, {KEY: json.dumps(manifest)})
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, {KEY: canonical(manifest)})
