@@ -138,8 +138,11 @@ def interview(
     wanted = np.arange(len(queries)) if order is None else order
     todo = wanted[~np.isin(wanted, known)]
     left = len(todo) if budget is None else min(len(todo), budget)
-    for start in range(0, left, BATCH):
-        rows = todo[start : min(start + BATCH, left)]
+    start = 0
+    while start < left:
+        # no more than the suspect takes at once: each reply is recorded before the next is paid for
+        size = min(BATCH, suspect.card.batch or suspect.card.max_batch or BATCH)
+        rows = todo[start : min(start + size, left)]
         try:
             answers = suspect.ask(queries[rows])
         except BudgetSpent:
@@ -147,8 +150,9 @@ def interview(
         if transcript:
             transcript.record(rows, answers)
         kept.append((rows, answers))
+        start += len(rows)
         if progress:
-            progress(len(known) + start + len(rows))
+            progress(len(known) + start)
     if not kept:
         raise UsageError("the budget allows no query at all", "Raise --budget.")
     fresh = sum(len(rows) for rows, _ in kept) - len(known)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
-from onnxaudit.errors import SuspectError, UsageError
+from onnxaudit.errors import OnnxauditError, SuspectError, UsageError
 
 Queries: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
 """Canonical queries: uint8 images (n, H, W, C) on the 8-bit grid, or float32 vectors (n, d)."""
@@ -128,7 +128,7 @@ class Target:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     channels: str | None = None
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict, repr=False)
 
     def input_spec(self, shape: tuple[int, ...] | None = None, layout: str | None = None, dtype: str | None = None) -> InputSpec:
         """What the user said, else what the model's signature says (the arguments), else the victim's."""
@@ -147,7 +147,7 @@ class Suspect(ABC):
 
     @abstractmethod
     def _ask(self, queries: Queries) -> Answers:
-        """Answers to one batch of canonical queries, in order. Errors of the runtime may escape as they are."""
+        """Answers to one batch of canonical queries, in order. What a runtime raises becomes a SuspectError."""
 
     def close(self) -> None:  # noqa: B027 - not every suspect holds something to give back
         """Give back what was opened."""
@@ -158,7 +158,9 @@ class Suspect(ABC):
 
         Raises SuspectError if the suspect fails, answers another number of rows, or answers nonsense.
         """
-        size = self.card.batch or self.card.max_batch or max(1, len(queries))
+        if not len(queries):
+            raise UsageError("there are no queries to ask")
+        size = self.card.batch or self.card.max_batch or len(queries)
         parts = [self._ask_batch(queries[i : i + size]) for i in range(0, len(queries), size)]
         return parts[0] if len(parts) == 1 else Answers.concatenate(parts)
 
@@ -167,7 +169,13 @@ class Suspect(ABC):
         if self.card.batch and n < self.card.batch:
             padding = np.repeat(queries[-1:], self.card.batch - n, axis=0)
             queries = np.concatenate([queries, padding])  # a model with a fixed batch takes nothing smaller
-        answers = self._ask(queries)
+        try:
+            answers = self._ask(queries)
+        except OnnxauditError:
+            raise
+        except Exception as error:  # each runtime has errors of its own
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise SuspectError(f"{self.card.source} failed to answer: {reason[:200]}") from error
         if len(answers) != len(queries):
             raise SuspectError(f"{self.card.source} gave {len(answers)} answers to {len(queries)} queries")
         answers = answers.take(slice(0, n)) if len(queries) > n else answers
@@ -182,8 +190,10 @@ class Suspect(ABC):
                 f"{self.card.source} answers with {answers.num_classes} classes, the bundle's victim has {expected}",
                 "Schemes that compare labels need the same label set.",
             )
-        top = int(answers.classes.max(initial=-1))
-        if int(answers.classes.min(initial=0)) < 0 or (expected is not None and top >= expected):
+        lowest, top = int(answers.classes.min(initial=0)), int(answers.classes.max(initial=0))
+        if lowest < 0:
+            raise SuspectError(f"{self.card.source} named class {lowest}", "Classes count from 0.")
+        if expected is not None and top >= expected:
             raise SuspectError(f"{self.card.source} named class {top}, the bundle's victim has {expected} classes")
         return answers
 

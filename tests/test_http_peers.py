@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,12 +15,10 @@ from onnxaudit.answers import Access
 from onnxaudit.errors import SuspectError, UsageError
 from onnxaudit.suspect import InputSpec, Target
 from onnxaudit_adapters.http import open_http
+from tests.mlserver_peer import running
 
 pytestmark = pytest.mark.peers
 
-ROOT = Path(__file__).parents[1]
-RECIPE = Path(__file__).parent / "peers" / "mlserver"
-PINS = ("mlserver==1.7.1", "onnxruntime==1.31.1")
 SPEC = InputSpec((8, 8, 3))
 QUERIES = np.random.default_rng(3).integers(0, 256, (40, 8, 8, 3), np.uint8)
 
@@ -37,27 +26,6 @@ QUERIES = np.random.default_rng(3).integers(0, 256, (40, 8, 8, 3), np.uint8)
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture(scope="module")
-def mlserver() -> Path:
-    """The mlserver command, installed on demand. A venv that was not finished is made again."""
-    venv = ROOT / ".venv-peers" / "mlserver"
-    venv.parent.mkdir(exist_ok=True)
-    (venv.parent / ".gitignore").write_text("*\n")
-    with (venv.parent / "mlserver.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # workers of pytest-xdist come here at the same time
-        _install(venv)
-    return venv / "bin" / "mlserver"
-
-
-def _install(venv: Path) -> None:
-    finished = venv / "pins.txt"
-    if not finished.exists() or finished.read_text() != "\n".join(PINS):
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
-        command = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PINS]
-        subprocess.run(command, check=True)
-        finished.write_text("\n".join(PINS))
 
 
 @pytest.fixture(scope="module")
@@ -89,58 +57,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(mlserver: Path, model: Path) -> Iterator[str]:
+def server(model: Path) -> Iterator[str]:
     """The origin of a running MLServer with that classifier, once with metadata ("suspect") and once without ("mute")."""
-    folder = model.parent
-    shutil.copy(RECIPE / "onnx_runtime.py", folder)
-    for name in ("suspect", "mute"):
-        tensors = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [-1, 3, 8, 8]}]} if name == "suspect" else {}
-        settings = {"name": name, "implementation": "onnx_runtime.OnnxModel", "parameters": {"uri": str(model)}, **tensors}
-        (folder / name).mkdir()
-        (folder / name / "model-settings.json").write_text(json.dumps(settings))
-    http, grpc, metrics = _free_ports(3)
-    ports = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics}
-    (folder / "settings.json").write_text(json.dumps({"debug": False, "host": "127.0.0.1", "parallel_workers": 0, **ports}))
-    log = folder / "log.txt"
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [str(mlserver), "start", str(folder)], stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=environment
-        )
-        try:
-            _wait_until_ready(process, f"http://127.0.0.1:{http}/v2/health/ready", log)
-            yield f"http://127.0.0.1:{http}"
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on; held together so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    for free in sockets:
-        free.bind(("127.0.0.1", 0))
-    ports = [free.getsockname()[1] for free in sockets]
-    for free in sockets:
-        free.close()
-    return ports
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Somebody else's process: there is nothing to wait on but its port and its end."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for _ in range(600):
-        try:
-            with direct.open(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            pass
-        try:
-            process.wait(timeout=0.2)
-        except subprocess.TimeoutExpired:
-            continue
-        break
-    pytest.fail(f"MLServer did not become ready:\n{log.read_text()[-2000:]}")
+    inputs = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [-1, 3, 8, 8]}]}
+    with running({"suspect": (model, inputs), "mute": (model, {})}, model.parent) as origin:
+        yield origin
 
 
 def _local(model: Path) -> np.ndarray[Any, np.dtype[np.float32]]:

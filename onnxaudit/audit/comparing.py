@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxaudit.answers import Access, Answers
 from onnxaudit.bundle import QueryBundle, SchemeEntry
 from onnxaudit.errors import ArtefactError
-from onnxaudit.evidence.calibration import Floats, combined, mean_agreement, studentised
+from onnxaudit.evidence.calibration import STATISTIC, Floats, combined, mean_agreement, studentised
 from onnxaudit.schemes.catalogue import CATALOGUE
 from onnxaudit.schemes.detectors import DETECTORS
 from onnxaudit.schemes.representations import REPRESENTATIONS
@@ -39,6 +39,8 @@ class Comparison:
 
 def compare(bundle: QueryBundle, references: Sequence[Answers], suspect: Answers) -> Comparison:
     """Score the suspect and every reference on the same rows, cut to the least access of all of them."""
+    if bundle.manifest.statistic != STATISTIC:
+        raise ArtefactError(f"the bundle's statistic {bundle.manifest.statistic!r} is not known here", "Update onnxaudit.")
     models = [*references, suspect]
     access = min(model.access for model in (*models, bundle.answers["victim"]))
     width = min(model.classes.shape[1] for model in models) if access == Access.TOPK else 1

@@ -55,6 +55,15 @@ def _reduced(suspect: Suspect, level: tuple[Access, int] | None) -> Suspect:
     return wrapped
 
 
+def _shown(source: str) -> str:
+    """A target without what may be secret in a URL: credentials and query."""
+    scheme, separator, rest = source.partition("://")
+    if not separator:
+        return source
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 def failed(bundle: QueryBundle, source: str, alpha: float | None, error: BaseException) -> Report:
     """The report of a check that did not end: its status, its error, its exit code, and no finding but inconclusive."""
     references = len(bundle.manifest.of_role("reference"))
@@ -68,7 +77,7 @@ def failed(bundle: QueryBundle, source: str, alpha: float | None, error: BaseExc
         score=None,
         reasons=(words,),
         bundle={"id": bundle.id, "victim_sha256": bundle.manifest.victim.sha256, "references": references},
-        suspect={"source": source, "kind": "", "access": None, "sha256": None, "runtime": {}},
+        suspect={"source": _shown(source), "kind": "", "access": None, "sha256": None, "runtime": {}},
         controls=Controls(),
         schemes=(),
         queries={"sent": 0, "reused": 0, "failed": 0},

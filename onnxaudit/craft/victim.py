@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onnxaudit.archives import sniff
+from onnxaudit.archives import screen_exported, sniff
 from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.suspect import InputSpec, Queries
 
@@ -150,8 +150,9 @@ def open_victim(
                 torch.jit.load(str(path), map_location=where).eval()
             )  # folds batch norms into convolutions
         elif kind == "exported":
+            screen_exported(path)
             exported = torch.export.load(str(path))
-            program, batch = exported.module().to(where), _fixed_batch(exported)
+            program, batch = exported.module(check_guards=False).to(where), _fixed_batch(exported)
         elif kind in ("weights", "safetensors"):
             program = _with_weights(_factory(model, path), path, kind).to(where).eval()
         elif kind == "pickle":
