@@ -84,7 +84,7 @@ def simulated_bundle(
 
 
 class Recorded(Suspect):
-    """A suspect that knows its answers by heart. rows, batches: what it was asked; it fails on query ``fails_after`` + 1."""
+    """A suspect that knows its answers by heart. rows, batches: what it was asked; it raises on query fails_after + 1."""
 
     def __init__(
         self,
@@ -93,6 +93,7 @@ class Recorded(Suspect):
         source: str = "recorded",
         fails_after: int | None = None,
         batch: int | None = None,
+        failure: type[BaseException] = ConnectionResetError,
     ) -> None:
         self.card = SuspectCard(
             source, "recorded", bundle.manifest.input, bundle.manifest.victim.num_classes, "a" * 64, max_batch=batch
@@ -100,13 +101,14 @@ class Recorded(Suspect):
         self._rows = {query.tobytes(): row for row, query in enumerate(bundle.queries)}
         self._answers = answers
         self._fails_after = fails_after
+        self._failure = failure
         self.rows: list[int] = []
         self.batches: list[int] = []
 
     def _ask(self, queries: Queries) -> Answers:
         rows = [self._rows[query.tobytes()] for query in queries]
         if self._fails_after is not None and len(self.rows) + len(rows) > self._fails_after:
-            raise ConnectionResetError("the line went dead")
+            raise self._failure("the line went dead")
         self.rows += rows
         self.batches.append(len(rows))
         return self._answers.take(np.array(rows))
