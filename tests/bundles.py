@@ -128,3 +128,39 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, NDArray[Any]
             manifest["tensors"][name] = hashlib.sha256(head + tensor.tobytes()).hexdigest()
         manifest["tensors"] = {name: digest for name, digest in manifest["tensors"].items() if name in tensors}
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, {KEY: canonical(manifest)})
+
+
+def save_linear(
+    path: Path,
+    classes: int = 10,
+    seed: int = 0,
+    *,
+    weights: NDArray[np.float32] | None = None,
+    end: str = "logits",
+    size: int = 28,
+) -> Path:
+    """A linear model of grey images (size, size), by default with random weights, as ONNX. end: "logits" or "labels"."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    from tests.models import assemble
+
+    if weights is None:
+        weights = np.random.default_rng(seed).normal(size=(size * size, classes)).astype(np.float32)
+    nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "weights"], ["logits"])]
+    output: dict[str, Any] = {"logits": (TensorProto.FLOAT, ["n", classes])}
+    if end == "labels":
+        nodes.append(helper.make_node("ArgMax", ["logits"], ["label"], axis=1, keepdims=0))
+        output = {"label": (TensorProto.INT64, ["n"])}
+    shape = ["n", 1, size, size]
+    model = assemble(nodes, {"x": (TensorProto.FLOAT, shape)}, output, [numpy_helper.from_array(weights, "weights")])
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def ridge_weights() -> NDArray[np.float32]:
+    """Weights (784, 10) of an honest linear model of Fashion-MNIST, fitted by ridge regression on the shipped data."""
+    with np.load(Path(__file__).resolve().parent.parent / "fixtures/fashion/test.npz") as data:
+        x, y = data["x"][:2000].reshape(-1, 784).astype(np.float64) / 255, data["y"][:2000]
+    fitted = np.linalg.solve(x.T @ x + 20 * np.eye(784), x.T @ (np.eye(10)[y] - 0.1))
+    weights: NDArray[np.float32] = fitted.astype(np.float32) * 10
+    return weights

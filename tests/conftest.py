@@ -10,12 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from onnxaudit.answers import Answers
 from onnxaudit.bundle import QueryBundle, load
-from onnxaudit.interview import interview
-from onnxaudit.registry import open_suspect
-from onnxaudit.suspect import SuspectCard, Target
-from onnxaudit.zoo.manifest import ZooEntry, load_zoo
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
@@ -44,15 +39,3 @@ def crafted_path(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pa
 def crafted(crafted_path: Path) -> QueryBundle:
     """The crafted bundle, loaded."""
     return load(crafted_path)
-
-
-@pytest.fixture(scope="session")
-def interviewed(crafted: QueryBundle) -> list[tuple[ZooEntry, SuspectCard, Answers]]:
-    """Every positive and negative of fixtures/zoo/zoo.json with its full answers to the crafted bundle."""
-    found = []
-    for entry in load_zoo(ZOO / "zoo.json"):
-        if entry.kind in ("positive", "negative"):
-            target = Target(entry.file, crafted.manifest.input, crafted.manifest.victim.num_classes, "cpu")
-            with open_suspect(target) as suspect:
-                found.append((entry, suspect.card, interview(suspect, crafted.queries).answers))
-    return found

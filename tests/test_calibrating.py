@@ -1,0 +1,197 @@
+"""Putting known models into a bundle: what is recorded of them, and which ones may not stand for innocence."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxaudit.answers import Access
+from onnxaudit.audit.calibrating import add_models, ask_model, calibrate, control_accuracy, model_files
+from onnxaudit.audit.checking import judge
+from onnxaudit.audit.progress import Silent
+from onnxaudit.bundle import QueryBundle, load
+from onnxaudit.errors import ArtefactError, OnnxauditError, SuspectError, UsageError
+from onnxaudit.interview import interview
+from onnxaudit.registry import open_suspect
+from onnxaudit.suspect import SuspectCard, Target
+from tests.bundles import Recorded, ridge_weights, save_linear
+from tests.conftest import ZOO
+
+SUSPECTS = ZOO / "suspects"
+
+
+def reference(number: int) -> Path:
+    return sorted((ZOO / "references").glob("*.onnx"))[number]
+
+
+@pytest.fixture(scope="session")
+def bare(crafted: QueryBundle) -> QueryBundle:
+    """The crafted bundle with the victim alone."""
+    manifest = dataclasses.replace(crafted.manifest, models=(crafted.manifest.victim,))
+    return dataclasses.replace(crafted, manifest=manifest, answers={"victim": crafted.answers["victim"]})
+
+
+def add(bundle: QueryBundle, *files: Path, role: str = "reference") -> QueryBundle:
+    return calibrate(bundle, [str(file) for file in files], role, Silent(), "cpu")
+
+
+def test_a_reference_is_recorded_with_what_is_known_of_it(bare: QueryBundle, crafted: QueryBundle) -> None:
+    made = add(bare, reference(0), reference(1))
+    assert [model.id for model in made.manifest.models] == ["victim", "reference-000", "reference-001"]
+    assert made.id == ""
+    assert len(bare.manifest.models) == len(bare.answers) == 1  # what was given is not changed
+    entry = made.manifest.models[1]
+    assert (entry.source, entry.kind, entry.role, entry.access, entry.num_classes) == (
+        "00-lenet-own.onnx", "onnx", "reference", "logits", 10,
+    )  # fmt: skip
+    assert entry.sha256 == hashlib.sha256(reference(0).read_bytes()).hexdigest()
+    with open_suspect(Target(str(reference(0)), bare.manifest.input, 10, "cpu")) as model:
+        answers = interview(model, bare.queries).answers
+    assert np.array_equal(made.answers["reference-000"].dense(), answers.dense())
+    start, stop = bare.manifest.controls
+    assert entry.accuracy == pytest.approx((answers.labels[start:stop] == bare.control_labels).mean())
+    assert entry.accuracy == control_accuracy(bare, answers)
+    of_craft = crafted.answers["reference-000"]
+    assert np.abs(of_craft.dense() - answers.dense()).max() < 1e-4  # craft and calibrate ask in one way
+
+
+def test_numbering_goes_on_and_roles_are_kept_apart(bare: QueryBundle) -> None:
+    made = add(add(bare, reference(0)), reference(1))
+    made = add(made, SUSPECTS / "twin.onnx", role="sibling")
+    made = add(made, SUSPECTS / "copy.onnx", SUSPECTS / "prune-30.onnx", role="surrogate")
+    assert [model.id for model in made.manifest.models[1:]] == [
+        "reference-000", "reference-001", "sibling-000", "surrogate-000", "surrogate-001",
+    ]  # fmt: skip
+    assert [len(made.manifest.of_role(role)) for role in ("reference", "sibling", "surrogate")] == [2, 1, 2]
+    report = judge(made, fake_card(made), made.answers["sibling-000"], None)
+    assert report.bundle["references"] == 2  # others do not calibrate
+
+
+def fake_card(bundle: QueryBundle) -> SuspectCard:
+    return Recorded(bundle, bundle.answers["victim"]).card
+
+
+def test_a_calibrated_bundle_is_saved_and_loaded(bare: QueryBundle, tmp_path: Path) -> None:
+    labels = save_linear(tmp_path / "labels.onnx", weights=ridge_weights(), end="labels")
+    made = add(bare, reference(0), labels)
+    saved = made.save(tmp_path / "a.oab")
+    loaded = load(tmp_path / "a.oab")
+    assert loaded.id == saved.id != bare.id
+    assert loaded.manifest.models == made.manifest.models
+    assert loaded.manifest.models[2].access == "label"
+    assert loaded.answers["reference-001"].access == Access.LABEL
+    assert np.array_equal(loaded.answers["reference-001"].labels, made.answers["reference-001"].labels)
+    assert np.array_equal(loaded.answers["reference-000"].dense(), made.answers["reference-000"].dense())
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["suspects/copy.onnx", "suspects/int8-static.onnx", "suspects/int8-dynamic.onnx", "victim.pt", "suspects/finetune-last.onnx"],
+)
+def test_the_victim_and_its_copies_are_no_references(bare: QueryBundle, file: str) -> None:
+    with pytest.raises(UsageError, match=r"% of the fingerprint queries: it is the victim, or made from it"):
+        add(bare, ZOO / file)
+
+
+def test_a_copy_that_gives_labels_only_is_no_reference_either(bare: QueryBundle, tmp_path: Path) -> None:
+    model = onnx.load(SUSPECTS / "copy.onnx")
+    (old,) = model.graph.output
+    model.graph.node.append(onnx.helper.make_node("ArgMax", [old.name], ["label"], axis=1, keepdims=0))
+    model.graph.output.remove(old)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("label", onnx.TensorProto.INT64, ["n"]))
+    onnx.save(model, tmp_path / "labels.onnx")
+    with pytest.raises(UsageError, match="it is the victim"):
+        add(bare, tmp_path / "labels.onnx")
+
+
+def test_the_same_file_does_not_count_twice(bare: QueryBundle, tmp_path: Path) -> None:
+    renamed = tmp_path / "another-model.onnx"
+    shutil.copyfile(reference(3), renamed)
+    made = add(bare, reference(3))
+    for again in (reference(3), renamed):
+        with pytest.raises(UsageError, match=r"is reference-000 \(03-mobilenet-own\.onnx\) again"):
+            add(made, again)
+    with pytest.raises(UsageError, match="again"):
+        add(bare, reference(3), reference(3))
+
+
+def test_the_same_network_in_another_file_does_not_count_twice(bare: QueryBundle, tmp_path: Path) -> None:
+    """Padding a pool with copies of one weak model would lower the floor of p without adding evidence."""
+    model = onnx.load(reference(3))
+    model.doc_string = "exported again"
+    onnx.save(model, tmp_path / "again.onnx")
+    with pytest.raises(UsageError, match="is reference-000"):
+        add(add(bare, reference(3)), tmp_path / "again.onnx")
+
+
+def test_a_model_at_chance_is_not_a_reference(bare: QueryBundle, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"% of the controls right, which is chance"):
+        add(bare, save_linear(tmp_path / "random.onnx"))
+    constant = np.zeros((784, 10), np.float32)
+    constant[:, 4] = 1
+    with pytest.raises(UsageError, match="which is chance"):
+        add(bare, save_linear(tmp_path / "constant.onnx", weights=constant))
+
+
+def test_an_honest_linear_model_is_one(bare: QueryBundle, tmp_path: Path) -> None:
+    made = add(bare, save_linear(tmp_path / "ridge.onnx", weights=ridge_weights()))
+    accuracy = made.manifest.models[1].accuracy
+    assert accuracy is not None
+    assert 0.6 < accuracy < 0.95
+
+
+def test_models_that_cannot_answer_are_errors_that_name_them(bare: QueryBundle, tmp_path: Path) -> None:
+    nan = np.full((784, 10), np.nan, np.float32)
+    (tmp_path / "text.onnx").write_text("not a model")
+    cases: list[tuple[Path, type[OnnxauditError], str]] = [
+        (save_linear(tmp_path / "four.onnx", 4), SuspectError, "4 classes.*10"),
+        (save_linear(tmp_path / "nan.onnx", weights=nan), SuspectError, "NaN"),
+        (tmp_path / "text.onnx", ArtefactError, r"text\.onnx"),
+        (tmp_path / "missing.onnx", UsageError, "not a file"),
+        (save_linear(tmp_path / "fewer.onnx", weights=ridge_weights()[:, :9].copy(), classes=9), SuspectError, "9 classes"),
+    ]
+    for file, kind, said in cases:
+        with pytest.raises(kind, match=said):
+            add(bare, file)
+
+
+def test_a_folder_is_taken_as_far_as_it_goes_and_the_rest_is_told(bare: QueryBundle, tmp_path: Path) -> None:
+    shutil.copyfile(reference(0), tmp_path / "a.onnx")
+    shutil.copyfile(SUSPECTS / "copy.onnx", tmp_path / "b.onnx")
+    save_linear(tmp_path / "c.onnx", 4)
+    (tmp_path / "d.onnx").write_text("not a model")
+    shutil.copyfile(reference(0), tmp_path / "e.onnx")
+    shutil.copyfile(reference(1), tmp_path / "f.onnx")
+    progress = Silent()
+    targets = [(Target(str(file), bare.manifest.input, 10, "cpu"), "mine") for file in model_files(tmp_path)]
+    made = add_models(bare, targets, "reference", progress, strict=False)
+    assert [(model.id, model.source, model.origin) for model in made.manifest.models[1:]] == [
+        ("reference-000", "a.onnx", "mine"),
+        ("reference-001", "f.onnx", "mine"),
+    ]
+    assert [note.split(" ")[2].rpartition("/")[2] for note in progress.notes] == ["b.onnx", "c.onnx", "d.onnx", "e.onnx"]
+
+
+def test_folders_of_models(tmp_path: Path) -> None:
+    for name in ("b.onnx", "a.ONNX", "c.pt", "notes.txt", "x.python", "d.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.onnx").mkdir()
+    assert [file.name for file in model_files(tmp_path)] == ["a.ONNX", "b.onnx", "c.pt"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"holds no models.*\.onnx"):
+        model_files(tmp_path / "empty")
+    with pytest.raises(UsageError, match="not a folder"):
+        model_files(tmp_path / "missing")
+
+
+def test_accuracy_is_not_known_without_labels(bare: QueryBundle) -> None:
+    unlabelled = dataclasses.replace(bare, manifest=dataclasses.replace(bare.manifest, labelled=False))
+    entry, answers = ask_model(unlabelled, Target(str(reference(1)), bare.manifest.input, 10, "cpu"), "reference", "x")
+    assert entry.accuracy is None
+    assert answers.answered.all()
