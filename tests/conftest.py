@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,8 @@ def crafted_path(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pa
         if not path.exists():
             command = [sys.executable, "-m", "onnxaudit", "craft", str(ZOO / "victim.pt"), "-o", str(path)]
             command += ["--data", str(FIXTURES / "fashion/train.npz"), "--references", str(ZOO / "references")]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # two threads fight for a busy machine and take twice as long
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
             assert done.returncode == 0, done.stderr
     return path
 
