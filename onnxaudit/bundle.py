@@ -171,7 +171,7 @@ def _read(path: Path) -> bytes:
             file.seek(0)
             return file.read()
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", "Check the path given by --bundle.") from None
+        raise UsageError(f"{path} cannot be read: {error.strerror}", "Check the path.") from None
 
 
 def _header_length(data: bytes, where: str) -> int:

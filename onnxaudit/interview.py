@@ -25,7 +25,10 @@ BATCH = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Interview:
-    """What came of asking. answers: (n,) rows, -1 where the budget ended first. sent counts retries too."""
+    """What came of asking. answers: (n,) rows, -1 where the budget ended first. sent counts retries too.
+
+    looks: how often answers of this transcript were judged, this time included; more than once only after resuming.
+    """
 
     answers: Answers
     sent: int
@@ -33,6 +36,7 @@ class Interview:
     failed: int
     seconds: float
     transcript_sha256: str | None = None
+    looks: int = 1
 
 
 class Transcript:
@@ -45,6 +49,7 @@ class Transcript:
         self.path = path
         self._previous = ""
         self.kept: list[tuple[NDArray[np.int64], Answers]] = []
+        self.looks: set[int] = set()
         lines = list(self._read(header)) if resume and path.exists() else []
         if not resume and path.exists() and path.stat().st_size:
             raise UsageError(f"{path} exists already", "Go on with it by --resume, or give --evidence another name.")
@@ -69,7 +74,9 @@ class Transcript:
                 )
             if number == 0 and entry != json.loads(canonical(header)):
                 raise UsageError(f"{self.path.name} is of another bundle or suspect", "Give --evidence another name.")
-            if number:
+            if "look" in entry:
+                self.looks.add(int(entry["look"]))
+            elif number:
                 self.kept.append(_from_entry(entry, f"{self.path.name} line {number + 1}"))
             self._previous = hashlib.sha256(line).hexdigest()
             yield line
@@ -77,6 +84,12 @@ class Transcript:
     def record(self, rows: NDArray[np.int64], answers: Answers) -> None:
         """Append one batch and force it to disk."""
         self._write(_to_entry(rows, answers))
+
+    def look(self, answered: int) -> None:
+        """Note that a p-value was computed on so many answers: every further one on more of them must be paid for."""
+        if answered not in self.looks:
+            self.looks.add(answered)
+            self._write({"look": answered})
 
     def _write(self, entry: dict[str, Any]) -> None:
         line = (canonical({**entry, "previous": self._previous}) + "\n").encode()
@@ -158,8 +171,16 @@ def interview(
     fresh = sum(len(rows) for rows, _ in kept) - len(known)
     sent = getattr(suspect, "queries_sent", fresh)
     answers = _assemble(kept, len(queries))
+    if transcript:
+        transcript.look(int(answers.answered.sum()))
     return Interview(
-        answers, sent, len(known), sent - fresh, time.perf_counter() - started, transcript.sha256 if transcript else None
+        answers,
+        sent,
+        len(known),
+        sent - fresh,
+        time.perf_counter() - started,
+        transcript.sha256 if transcript else None,
+        len(transcript.looks) if transcript else 1,
     )
 
 

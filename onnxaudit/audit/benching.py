@@ -82,6 +82,7 @@ def bench(
             raise UsageError(f"the zoo has no {kind}s", "bench needs references to calibrate, positives and negatives to judge.")
     spec, classes = bundle.manifest.input, bundle.manifest.victim.num_classes
     targets = [(Target(entry.file, spec, classes, device), "reference of the zoo") for entry in of["reference"]]
+    crafted = bundle.id
     bundle = add_models(bundle, targets, "reference", progress, strict=False)
     asked = list(_ask(bundle, of["positive"] + of["negative"], device, progress))
     rows: list[Row] = []
@@ -91,7 +92,7 @@ def bench(
         found = [score for item in asked for score in _scores(bundle, item, level, k, access)]
         scores += found
         rows += _rows(found, access, float(np.mean([item.seconds for item in asked])))
-    facts = {"bundle": bundle.id, "references": len(bundle.manifest.of_role("reference")), "tool": __version__}
+    facts = {"bundle": crafted, "references": len(bundle.manifest.of_role("reference")), "tool": __version__}
     return BenchResult(tuple(rows), tuple(scores), craft_seconds, facts)
 
 

@@ -18,6 +18,7 @@ from onnxaudit.audit.calibrating import add_models, control_accuracy, model_file
 from onnxaudit.audit.comparing import Comparison, compare
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
+from onnxaudit.errors import BudgetSpent
 from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value
 from onnxaudit.evidence.multiple import holm
 from onnxaudit.interview import Interview, Transcript, interview
@@ -70,7 +71,7 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
         clock.lap("references")
     result, stable = _interview(bundle, suspect, options, progress)
     clock.lap("ask")
-    report = judge(bundle, suspect.card, result.answers, options.alpha, stable=stable)
+    report = judge(bundle, suspect.card, result.answers, options.alpha, stable=stable, looks=result.looks)
     clock.lap("detect")
     queries = {"sent": result.sent, "reused": result.reused, "failed": result.failed}
     return dataclasses.replace(report, queries=queries, seconds=clock.seconds, transcript_sha256=result.transcript_sha256)
@@ -97,14 +98,20 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
         transcript = Transcript(options.evidence, header, resume=options.resume)
     try:
         report = progress.task("asking the suspect", n)
-        result = interview(suspect, bundle.queries, order=order, budget=options.budget, transcript=transcript, progress=report)
+        budget = options.budget
+        if budget is not None and budget > options.repeat:
+            budget -= options.repeat  # kept for asking some twice
+        result = interview(suspect, bundle.queries, order=order, budget=budget, transcript=transcript, progress=report)
     finally:
         if transcript:
             transcript.close()
     if not options.repeat:
         return result, True
     rows = np.flatnonzero(result.answers.answered)[: options.repeat]
-    again = suspect.ask(bundle.queries[rows])
+    try:
+        again = suspect.ask(bundle.queries[rows])
+    except BudgetSpent:  # retries used up what was kept for this
+        return result, True
     sent = getattr(suspect, "queries_sent", result.sent + len(rows))
     return dataclasses.replace(result, sent=sent), bool((again.labels == result.answers.labels[rows]).all())
 
@@ -113,8 +120,14 @@ def _identity(card: SuspectCard) -> dict[str, Any]:
     return {"source": card.source, "sha256": card.sha256, "kind": card.kind}
 
 
-def judge(bundle: QueryBundle, card: SuspectCard, answers: Answers, alpha: float | None, *, stable: bool = True) -> Report:
-    """The report on recorded answers: a pure function of bundle, answers and alpha, that anyone can repeat offline."""
+def judge(
+    bundle: QueryBundle, card: SuspectCard, answers: Answers, alpha: float | None, *, stable: bool = True, looks: int = 1
+) -> Report:
+    """The report on recorded answers: a pure function of its arguments, that anyone can repeat offline.
+
+    looks: how often answers of this suspect were judged as they came in; p is multiplied by it (Bonferroni), because looking
+    again until something is found would otherwise accuse innocents.
+    """
     manifest = bundle.manifest
     level = manifest.alpha if alpha is None else alpha
     references = [bundle.answers[model.id] for model in manifest.of_role("reference")]
@@ -123,7 +136,9 @@ def judge(bundle: QueryBundle, card: SuspectCard, answers: Answers, alpha: float
     controls = _controls(bundle, references, answers)
     weak = _weak(manifest.shortfall, controls)
     tolerance = WIDE_TOLERANCE if weak else TOLERANCE
-    p = p_value(comparison.statistics, tolerance) if comparison.statistics is not None and references else None
+    p = None
+    if comparison.statistics is not None and references:
+        p = min(1.0, looks * p_value(comparison.statistics, tolerance))
     reasons = _doubts(len(references), level, comparison, controls, answers, stable=stable)
     if p is not None and not reasons:
         finding = DERIVED if p <= level else NOT_SHOWN
@@ -148,7 +163,7 @@ def judge(bundle: QueryBundle, card: SuspectCard, answers: Answers, alpha: float
         statistic=manifest.statistic,
         tolerance=tolerance,
         p_exchangeable=p_value(comparison.statistics) if comparison.statistics is not None and references else None,
-        conditions=tuple(_conditions(bundle, controls, answers, weak=weak)),
+        conditions=tuple(_conditions(bundle, controls, answers, weak=weak, looks=looks)),
         tool=__version__,
     )
 
@@ -255,7 +270,7 @@ def _scheme_results(comparison: Comparison, tolerance: float, references: int) -
     return tuple(results)
 
 
-def _conditions(bundle: QueryBundle, controls: Controls, answers: Answers, *, weak: bool) -> list[str]:
+def _conditions(bundle: QueryBundle, controls: Controls, answers: Answers, *, weak: bool, looks: int) -> list[str]:
     """What is assumed, and what weakens the finding, in words."""
     references = bundle.manifest.of_role("reference")
     said = list(bundle.manifest.notes)
@@ -277,7 +292,9 @@ def _conditions(bundle: QueryBundle, controls: Controls, answers: Answers, *, we
             "the references are weaker than the victim, so innocents may be closer to it than they are: "
             f"the tolerance is {WIDE_TOLERANCE:g} instead of {TOLERANCE:g}"
         )
-    if controls.ok is None:
+    if looks > 1:
+        said.append(f"answers were judged {looks} times as they came in: p is multiplied by {looks}")
+    if controls.ok is None and controls.n:
         said.append("too few control queries to tell a mis-wired suspect from an independent one")
     if answers.scores is None and any(scheme.representation == "correlation" for scheme in bundle.manifest.schemes):
         said.append("label-only answers: correlations are computed on smooth labels, which costs power")

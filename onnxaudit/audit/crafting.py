@@ -102,8 +102,16 @@ def _queries(
     """Every chosen scheme's entry and queries, in order."""
     parts: list[np.ndarray[Any, Any]] = []
     entries: list[SchemeEntry] = []
+    left_out: UsageError | None = None
     for item in _chosen(options, data, progress):
-        sample = _sample(item, victim, data, options, progress)
+        try:
+            sample = _sample(item, victim, data, options, progress)
+        except UsageError as error:
+            if "auto" not in options.schemes:
+                raise
+            progress.note(f"{item.name} left out: {error.what}")
+            left_out = error
+            continue
         for note in sample.notes:
             progress.note(f"{item.name}: {note}")
         begin = sum(map(len, parts))
@@ -111,6 +119,8 @@ def _queries(
         parameters = {**item.sampling, **sample.parameters, **item.representing, "seed": options.seed}
         span = (begin, begin + len(sample.queries))
         entries.append(SchemeEntry(item.name, item.sampler, item.representation, item.detector, span, parameters, sample.notes))
+    if left_out is not None and not entries:
+        raise left_out
     return entries, parts
 
 

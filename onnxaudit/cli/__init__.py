@@ -5,21 +5,24 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import signal
 import sys
 from typing import NoReturn
 
-from onnxaudit.errors import OnnxauditError
+from onnxaudit import __version__
+from onnxaudit.errors import OnnxauditError, UsageError
 
 COMMANDS = ("craft", "calibrate", "check", "bench", "show", "verify", "schemes", "adapters", "demo")
 
 
 def main() -> NoReturn:
     """Run the command line and exit with the code of the contract: 0, 1, 2, 3, 4, 10, 11 or 130."""
-    if sys.argv[1:2] != ["craft"]:
+    if sys.argv[1:2] not in (["craft"], ["bench"]):
         # short-lived commands that import a lot and multiply small matrices: collecting garbage, and starting a pool of
         # threads for linear algebra, each cost a tenth of a small check
         gc.disable()
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = _run(sys.argv[1:])
     except KeyboardInterrupt:
@@ -27,7 +30,7 @@ def main() -> NoReturn:
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone; nothing more to say
-        code = 0
+        code = 130
     except OnnxauditError as error:
         if "--debug" in sys.argv:
             raise
@@ -42,12 +45,19 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """Let a polite kill end like Ctrl-C: worker processes stopped, transcripts closed, a report written."""
+    raise KeyboardInterrupt
+
+
 def _run(arguments: list[str]) -> int:
     import typer
 
+    if arguments == ["--version"]:
+        print(f"onnxaudit {__version__}")
+        return 0
     app = typer.Typer(
         add_completion=False,
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
         help="Was this classifier derived from mine? Fingerprint queries, any deployed format, error rates that are true.",
     )
@@ -57,8 +67,17 @@ def _run(arguments: list[str]) -> int:
     for name in names:
         module = importlib.import_module(f"onnxaudit.cli.{name}")
         app.command(name)(getattr(module, name))
-    result = typer.main.get_command(app).main(arguments, prog_name="onnxaudit", standalone_mode=True)
-    return int(result or 0)
+    command = typer.main.get_command(app)
+    try:
+        return int(command.main(arguments or ["--help"], prog_name="onnxaudit", standalone_mode=False) or 0)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        message = getattr(error, "format_message", None)  # what typer says of a wrong command line, in one line
+        if message is None:
+            raise
+        where = f"onnxaudit {names[0]}" if len(names) == 1 else "onnxaudit"
+        raise UsageError(message().rstrip("."), f"See: {where} --help") from None
 
 
 def _callback() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 
-def adapters(debug: Annotated[bool, typer.Option(hidden=True)] = False) -> None:
+def adapters(debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False) -> None:
     """List the installed adapters: what they open, and which package brings them."""
     from onnxaudit.registry import adapters as installed
     from onnxaudit.report.text import table

@@ -20,7 +20,7 @@ def bench(
     seed: Annotated[int, typer.Option(help="As for craft.")] = 0,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for results.json and plots.")] = Path("bench"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> None:
     """Measure schemes on a zoo of models whose origin is known (needs PyTorch to craft)."""
     from onnxaudit.answers import parse_access
@@ -42,9 +42,10 @@ def bench(
     console = Console()
     try:
         started = time.perf_counter()
-        bundle = craft(CraftOptions(victim, data, tuple(names), queries, seed=seed, device=device), console)
-        result = run(bundle, entries, accesses, time.perf_counter() - started, console, device)
         output.mkdir(parents=True, exist_ok=True)
+        options = CraftOptions(victim, data, tuple(names), queries, seed=seed, device=device)
+        bundle = craft(options, console).save(output / "bundle.oab", force=True)
+        result = run(bundle, entries, accesses, time.perf_counter() - started, console, device)
         facts = {**result.facts, "craft_seconds": round(result.craft_seconds, 2), "zoo": zoo.name, "seed": seed}
         (output / "results.json").write_text(results_json(result.rows, result.scores, facts), encoding="utf-8")
         plot_roc(result.scores, accesses[0], output / "roc.png")
@@ -54,4 +55,4 @@ def bench(
     finally:
         console.close()
     typer.echo(results_table(result.rows))
-    typer.echo(f"{output}/results.json, roc.png, scores.png; crafting took {result.craft_seconds:.1f} s")
+    typer.echo(f"{output}/results.json, roc.png, scores.png, bundle.oab; crafting took {result.craft_seconds:.1f} s")

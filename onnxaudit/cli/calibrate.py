@@ -14,9 +14,9 @@ def calibrate(
     bundle: Annotated[Path | None, typer.Option(help="The bundle. Default: $ONNXAUDIT_BUNDLE, else the only .oab here.")] = None,
     role: Annotated[str, typer.Option(help="reference, sibling or surrogate.")] = "reference",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The new bundle.")] = None,
-    force: Annotated[bool, typer.Option(help="Replace the bundle itself, or the file given by -o.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle itself, or the file given by -o.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> None:
     """Add models whose origin is known to a bundle: a new file, or the same one with --force."""
     from onnxaudit.audit.calibrating import calibrate as add
@@ -32,4 +32,5 @@ def calibrate(
         made = add(load(path), models, role, console, device).save(target, force=force)
     finally:
         console.close()
-    typer.echo(f"{target}: {len(made.manifest.of_role(role))} {role}s, id {made.id[:16]}")
+    count = len(made.manifest.of_role(role))
+    typer.echo(f"{target}: {count} {role}{'' if count == 1 else 's'}, id {made.id[:16]}")

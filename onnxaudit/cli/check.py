@@ -50,7 +50,7 @@ def check(
     timeout: Annotated[float, typer.Option(help="HTTP: seconds to wait for a reply.")] = 30.0,
     ca_bundle: Annotated[Path | None, typer.Option(help="HTTP: certificates to trust.")] = None,
     client_cert: Annotated[Path | None, typer.Option(help="HTTP: client certificate with key (PEM).")] = None,
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> int:
     """Check whether a suspect is derived from a bundle's victim. Exit 0: not shown, 10: derived, 11: inconclusive."""
     from onnxaudit.audit.checking import CheckOptions
@@ -61,6 +61,11 @@ def check(
     if (suspect is None) == (url is None):
         raise UsageError("give either a SUSPECT or --url", "For example: onnxaudit check suspect.onnx")
     check_alpha(alpha)
+    if budget is not None and budget < 1:
+        raise UsageError(f"--budget {budget} allows no query", "Give a positive number.")
+    over_http = {"--dialect": dialect, "--input-name": input_name, "--header": header, "--rate": rate, "--batch": batch}
+    if url is None and (given := [name for name, value in over_http.items() if value]):
+        raise UsageError(f"{', '.join(given)} can only be used with --url", "Leave it out for a file.")
     for path in output or []:
         check_format(path)
     source = url or suspect or ""

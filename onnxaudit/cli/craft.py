@@ -22,7 +22,7 @@ def craft(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The bundle. Default: VICTIM's name with .oab, here.")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Replace the bundle if it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     model: Annotated[str | None, typer.Option(help="module:factory that makes the network for a file of weights.")] = None,
     allow_pickle: Annotated[
@@ -38,7 +38,7 @@ def craft(
     channel_order: Annotated[str | None, typer.Option(help="RGB or BGR.")] = None,
     margin: Annotated[float | None, typer.Option(help="IPGuard's k, in logits.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes that train references. Default: one a core.")] = None,
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> None:
     """Craft a query bundle from the victim (white box, once; needs PyTorch)."""
     check_alpha(alpha)

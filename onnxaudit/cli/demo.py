@@ -12,7 +12,7 @@ from onnxaudit.errors import UsageError
 
 def demo(
     fixtures: Annotated[Path, typer.Option(help="The fixtures folder of a source checkout.")] = Path("fixtures"),
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> int:
     """Run the main job on the fixtures of a source checkout: craft, then check copies, thieves and innocents."""
     script = fixtures / "demo.py"

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 
-def schemes(debug: Annotated[bool, typer.Option(hidden=True)] = False) -> None:
+def schemes(debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False) -> None:
     """List the fingerprinting schemes: paper, parts, what each needs, least access it was made for."""
     from onnxaudit.report.text import table
     from onnxaudit.schemes.catalogue import ALIASES, CATALOGUE

@@ -10,7 +10,7 @@ import typer
 def show(
     file: Annotated[Path, typer.Argument(help="A query bundle.")],
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of the queries to this PNG.")] = None,
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> None:
     """Say in words what is in a bundle, with a contact sheet of its queries."""
     from onnxaudit.bundle import load

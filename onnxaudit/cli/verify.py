@@ -8,7 +8,7 @@ import typer
 
 def verify(
     file: Annotated[Path, typer.Argument(help="A query bundle.")],
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> None:
     """Check every digest of a bundle and that its parts agree. Exit 3 if anything is wrong."""
     from onnxaudit.bundle import load

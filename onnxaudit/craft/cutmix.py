@@ -46,13 +46,19 @@ def cutmix(images: NDArray[np.uint8], rng: np.random.Generator, box: str = "stan
         centre = rng.uniform(size=(2, n))
     elif box == "corner":
         side = np.full(n, 0.2)
-        edge = rng.uniform(0, 1 / 6, 2)
-        centre = np.where(rng.integers(0, 2, 2) == 1, 1 - edge, edge)[:, None].repeat(n, axis=1)
+        centre = np.repeat([[_corner(height, rng)], [_corner(width, rng)]], n, axis=1)
     else:
         raise ValueError(f"unknown box {box!r}")
     inside = _band(centre[0], side, height)[:, :, None] & _band(centre[1], side, width)[:, None, :]
     partner = (np.arange(n) + rng.integers(1, max(2, n))) % n  # a shift never pairs an image with itself
     return np.where(inside[..., None], images[partner], images)
+
+
+def _corner(size: int, rng: np.random.Generator) -> float:
+    """A relative position in the outer sixth of ``size`` pixels at either end."""
+    pixels = np.arange(size)
+    outer = pixels[(pixels < size / 6) | (pixels > size * 5 / 6)]
+    return float((rng.choice(outer) + 0.5) / size)
 
 
 def _band(centre: NDArray[np.float64], side: NDArray[np.float64], size: int) -> NDArray[np.bool_]:

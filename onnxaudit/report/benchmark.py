@@ -25,7 +25,7 @@ def _finite(value: Any) -> Any:
 
 def results_table(rows: Sequence[Any]) -> str:
     """The table for a terminal, one line a scheme, access and task."""
-    head = ("scheme", "access", "task", "models", "AUC", "TPR@5%", "ARUC", "derived")
+    head = ("scheme", "access", "task", "models", "AUC", "TPR@5%", "ARUC", "derived", "seconds")
     cells = [
         (
             row.scheme,
@@ -36,6 +36,7 @@ def results_table(rows: Sequence[Any]) -> str:
             _cell(row.tpr_at_5),
             _cell(row.aruc),
             "-" if row.derived is None else f"{row.derived:.0%}",
+            f"{row.seconds:.2f}",
         )
         for row in rows
     ]

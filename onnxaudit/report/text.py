@@ -49,8 +49,8 @@ def propositions(report: Report) -> list[str]:
     ]
     if report.p_value is not None:
         lines.append(
-            f"If H0 holds, a p-value this small or smaller comes up in at most {report.p_value:.1%} of cases; "
-            f"{references} references can give {report.p_floor:.3g} at least."
+            f"p = {report.p_value:.3g} bounds how often a model made as the references were comes this close or closer; "
+            f"with {references} references it cannot fall below {report.p_floor:.3g}."
         )
     return lines
 

@@ -49,10 +49,14 @@ class _Dense(nn.Module):
         return torch.cat([x, self.body(x)], dim=1)
 
 
-def _window(height: int, width: int, cells: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Kernel and stride that pool (height, width) to ``cells`` in each direction; unlike adaptive pooling, ONNX has it."""
+def _window(height: int, width: int, cells: int) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Kernel and stride that pool (height, width) to ``cells`` in each direction, or to fewer where there are fewer; their count.
+
+    Unlike adaptive pooling, ONNX has it.
+    """
+    cells = max(1, min(cells, height, width))
     stride = max(1, height // cells), max(1, width // cells)
-    return (height - (cells - 1) * stride[0], width - (cells - 1) * stride[1]), stride
+    return (height - (cells - 1) * stride[0], width - (cells - 1) * stride[1]), stride, cells**2
 
 
 def _halved(size: int, times: int) -> int:
@@ -88,7 +92,7 @@ def vgg(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
     """Three 3x3 convolutions with max pooling, one dense layer."""
     height, breadth, channels = shape
     a, b, c = _channels(width, 12, 24, 40)
-    kernel, stride = _window(height // 4, breadth // 4, 3)
+    kernel, stride, cells = _window(height // 4, breadth // 4, 3)
     return nn.Sequential(
         nn.BatchNorm2d(channels),
         _conv(channels, a),
@@ -98,7 +102,7 @@ def vgg(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
         _conv(b, c),
         nn.MaxPool2d(kernel, stride),
         nn.Flatten(),
-        nn.Linear(c * 9, classes),
+        nn.Linear(c * cells, classes),
     )
 
 
@@ -122,7 +126,7 @@ def mobilenet(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
     """Depthwise separable convolutions."""
     height, breadth, channels = shape
     a, b, c = _channels(width, 16, 32, 64)
-    kernel, stride = _window(_halved(height, 2), _halved(breadth, 2), 2)
+    kernel, stride, cells = _window(_halved(height, 2), _halved(breadth, 2), 2)
     return nn.Sequential(
         nn.BatchNorm2d(channels),
         _conv(channels, a, 3, 2),
@@ -132,7 +136,7 @@ def mobilenet(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
         _conv(b, c, 1),
         nn.AvgPool2d(kernel, stride),
         nn.Flatten(),
-        nn.Linear(c * 4, classes),
+        nn.Linear(c * cells, classes),
     )
 
 
@@ -141,7 +145,7 @@ def densenet(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
     height, breadth, channels = shape
     a, growth = _channels(width, 12, 10)
     mid = a + 2 * growth
-    kernel, stride = _window(_halved(height, 1) // 2, _halved(breadth, 1) // 2, 2)
+    kernel, stride, cells = _window(_halved(height, 1) // 2, _halved(breadth, 1) // 2, 2)
     return nn.Sequential(
         nn.BatchNorm2d(channels),
         _conv(channels, a, 3, 2),
@@ -152,7 +156,7 @@ def densenet(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
         _Dense(mid + growth, growth),
         nn.AvgPool2d(kernel, stride),
         nn.Flatten(),
-        nn.Linear((mid + 2 * growth) * 4, classes),
+        nn.Linear((mid + 2 * growth) * cells, classes),
     )
 
 
