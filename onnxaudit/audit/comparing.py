@@ -76,8 +76,8 @@ def _scheme(entry: SchemeEntry, cut: Sequence[Answers], answered: NDArray[np.boo
     except TypeError as error:
         raise ArtefactError(f"the bundle's parameters of {entry.name} are not known: {error}", "Update onnxaudit.") from None
     scores = detector(represented[0], represented[1:])
-    floor = max(item.resolution / len(rows), 1e-6)
-    return SchemeScores(entry.name, len(rows), access, scores, studentised(scores, covariate, floor))
+    standardised = studentised(scores, covariate, item.resolution(len(rows)))
+    return SchemeScores(entry.name, len(rows), access, scores, standardised)
 
 
 def parameters_in_words(parameters: Mapping[str, object]) -> str:

@@ -29,7 +29,7 @@ ASIDE = 4
 """One in so many inputs is kept from training, for queries and for measuring accuracy."""
 IMAGES_SEEN = 60_000
 """Length of one training, in images."""
-FAMILIES = ("vgg", "resnet", "lenet", "densenet")
+FAMILIES = ("vgg", "resnet", "lenet")
 """Architectures that learn images well from few of them."""
 
 
@@ -85,15 +85,15 @@ def train_references(
 
 
 def choose(trained: list[TrainedReference], goal: float, least: int) -> list[TrainedReference]:
-    """The references within three points of ``goal``, in order; if those are fewer than ``least``, the best ``least`` of all.
+    """The references within three points of ``goal``; if those are fewer than ``least``, within three points of the median.
 
     Weak references would make strong innocents look suspicious; too few could not show anything at all.
     """
     good = [reference for reference in trained if reference.accuracy >= goal - POOR]
     if len(good) >= least:
         return good
-    best = sorted(trained, key=lambda reference: -reference.accuracy)[:least]
-    return [reference for reference in trained if reference in best]
+    middle = sorted(reference.accuracy for reference in trained)[len(trained) // 2]
+    return [reference for reference in trained if reference.accuracy >= middle - POOR]
 
 
 def _train(data: Data, test: Data, classes: int, goal: float, seed: int, index: int, folder: Path) -> TrainedReference:

@@ -34,8 +34,13 @@ class Scheme:
     access: Access = Access.LABEL
     sampling: Mapping[str, Any] = field(default_factory=dict)
     representing: Mapping[str, Any] = field(default_factory=dict)
-    resolution: float = 0.0
-    """Smallest meaningful difference of the score: 1 for a rate (divided by the queries), 0 for a continuous score."""
+
+    def resolution(self, queries: int) -> float:
+        """The least standard deviation of the score that means something: for a rate, its largest sampling error.
+
+        All references may match none of IPGuard's points; an innocent that matches three of a hundred is then no outlier.
+        """
+        return 0.5 / queries**0.5 if self.detector == "matching-rate" else 1e-6
 
 
 _IPGUARD = "IPGuard (Cao et al. 2021)"
@@ -48,19 +53,19 @@ CATALOGUE: Mapping[str, Scheme] = MappingProxyType(
         scheme.name: scheme
         for scheme in (
             Scheme("ipguard-tl", _IPGUARD, _GRADIENTS | _DATA, "boundary", "labels", "matching-rate", Access.LABEL,
-                   {"start": "training", "target": "least-likely"}, resolution=1),
+                   {"start": "training", "target": "least-likely"}),
             Scheme("ipguard-tr", _IPGUARD, _GRADIENTS | _DATA, "boundary", "labels", "matching-rate", Access.LABEL,
-                   {"start": "training", "target": "random"}, resolution=1),
+                   {"start": "training", "target": "random"}),
             Scheme("ipguard-rl", _IPGUARD, _GRADIENTS, "boundary", "labels", "matching-rate", Access.LABEL,
-                   {"start": "random", "target": "least-likely"}, resolution=1),
+                   {"start": "random", "target": "least-likely"}),
             Scheme("ipguard-rr", _IPGUARD, _GRADIENTS, "boundary", "labels", "matching-rate", Access.LABEL,
-                   {"start": "random", "target": "random"}, resolution=1),
+                   {"start": "random", "target": "random"}),
             Scheme("sac-m", _SAC, _DATA, "cutmix", "correlation", "l1", Access.PROBS,
                    {"box": "standard", "flip": "horizontal"}, {"kernel": "cosine", "feed": "probs"}),
             Scheme("sac-m-rbf", _SAC, _DATA, "cutmix", "correlation", "l1", Access.PROBS,
                    {"box": "standard", "flip": "horizontal"}, {"kernel": "rbf", "feed": "probs"}),
-            Scheme("akh", _QURD, _LABELS, "errors", "labels", "matching-rate", Access.LABEL, resolution=1),
-            Scheme("random", _QURD, _DATA, "natural", "labels", "matching-rate", Access.LABEL, resolution=1),
+            Scheme("akh", _QURD, _LABELS, "errors", "labels", "matching-rate", Access.LABEL),
+            Scheme("random", _QURD, _DATA, "natural", "labels", "matching-rate", Access.LABEL),
         )
     }
 )  # fmt: skip
