@@ -35,7 +35,7 @@ def parse_access(text: str) -> tuple[Access, int]:
     name, _, count = text.partition(":")
     if name == "topk" and count.isdecimal() and int(count) > 0:
         return Access.TOPK, int(count)
-    if not count and name in ("label", "probs", "logits"):
+    if text in ("label", "probs", "logits"):
         return Access[name.upper()], 1
     raise UsageError(f"--access {text!r} is not known", "Use label, topk:K (as topk:3), probs or logits.")
 

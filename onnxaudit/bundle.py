@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -23,6 +24,7 @@ FORMAT = 1
 KEY = "onnxaudit.manifest"
 MAX_BYTES = 2 << 30
 MAX_HEADER = 16 << 20
+MAX_CLASSES = 1_000_000
 ROLES = ("victim", "reference", "sibling", "surrogate")
 
 
@@ -58,7 +60,8 @@ class ModelEntry:
 class Manifest:
     """Everything in a bundle that is not a tensor.
 
-    shortfall: by how much the references were measured to be less accurate than the victim, where craft trained them.
+    shortfall: by how much the references were measured to be less accurate than the victim, where craft trained them. tensors:
+    digest by name. digest: sha256 of the canonical manifest without this field, set when it is saved.
     """
 
     tool: str
@@ -76,6 +79,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     tensors: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
+    digest: str = ""
 
     @property
     def victim(self) -> ModelEntry:
@@ -115,13 +119,15 @@ class QueryBundle:
                 tensors[f"answers/{name}/scores"] = answers.dense()
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         manifest = dataclasses.replace(self.manifest, tensors={name: _digest(tensor) for name, tensor in tensors.items()})
+        manifest = dataclasses.replace(manifest, digest=_seal(parse(canonical(manifest), path.name)))
         data = save(tensors, metadata={KEY: canonical(manifest)})
         temporary = path.with_name(path.name + ".tmp")
         try:
             temporary.write_bytes(data)
             os.replace(temporary, path)  # noqa: PTH105 - the atomic one
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another place with -o.") from None
         return dataclasses.replace(self, manifest=manifest, id=hashlib.sha256(data).hexdigest())
 
@@ -147,9 +153,11 @@ def load(path: Path) -> QueryBundle:
     value = parse(text, where)
     version = value.get("format") if isinstance(value, dict) else None
     if version != FORMAT:
-        raise ArtefactError(f"{where} has bundle format {version!r}, this version reads {FORMAT}", "Update onnxaudit.")
+        raise ArtefactError(f"{where} has bundle format {str(version)[:20]!r}, this version reads {FORMAT}", "Update onnxaudit.")
+    if value.get("digest") != _seal(value) or canonical(value) != text:
+        raise ArtefactError(f"{where}: the manifest does not match its digest", "The file was changed; do not use it.")
     manifest = decode(Manifest, value, where)
-    for name in sorted(set(tensors) | set(manifest.tensors)):
+    for name in sorted(set(tensors) | set(manifest.tensors) | {"queries", "control_labels"}):
         if name not in tensors or manifest.tensors.get(name) != _digest(tensors[name]):
             raise ArtefactError(f"{where}: the tensor {name!r} does not match its digest", "The file was changed; do not use it.")
     answers = {model.id: _answers(model, tensors, where) for model in manifest.models}
@@ -181,6 +189,11 @@ def _header_length(data: bytes, where: str) -> int:
     return length
 
 
+def _seal(manifest: dict[str, Any]) -> str:
+    """The digest of a manifest, as JSON values, without its own."""
+    return hashlib.sha256(canonical({name: value for name, value in manifest.items() if name != "digest"}).encode()).hexdigest()
+
+
 def _digest(tensor: NDArray[Any]) -> str:
     head = canonical([tensor.dtype.str, list(tensor.shape)]).encode()
     return hashlib.sha256(head + tensor.tobytes()).hexdigest()
@@ -191,10 +204,14 @@ def _answers(model: ModelEntry, tensors: Mapping[str, NDArray[Any]], where: str)
         access = Access[model.access.upper()]
     except KeyError:
         raise ArtefactError(f"{where}: {model.id} has unknown access {model.access!r}") from None
-    if access == Access.LABEL and (labels := tensors.get(f"answers/{model.id}/labels")) is not None and labels.ndim == 1:
-        return Answers.from_labels(labels, model.num_classes)
-    scores = tensors.get(f"answers/{model.id}/scores")
-    if access >= Access.PROBS and scores is not None and scores.ndim == 2 and np.isfinite(scores).all():
+    classes = model.num_classes
+    if not 2 <= classes <= MAX_CLASSES:
+        raise ArtefactError(f"{where}: {model.id} has {classes} classes")
+    labels, scores = tensors.get(f"answers/{model.id}/labels"), tensors.get(f"answers/{model.id}/scores")
+    if access == Access.LABEL and labels is not None and labels.ndim == 1 and labels.dtype == np.int32:
+        return Answers.from_labels(labels, classes)
+    whole = scores is not None and scores.dtype == np.float32 and scores.ndim == 2 and scores.shape[1] == classes
+    if access >= Access.PROBS and scores is not None and whole and np.isfinite(scores).all():
         return Answers.from_scores(scores, access)
     raise ArtefactError(f"{where}: no usable answers of {model.id}")
 
@@ -208,7 +225,8 @@ def _check(bundle: QueryBundle, where: str) -> None:
     problems = {
         "queries are neither uint8 images nor float32 vectors": (bundle.queries.dtype, bundle.queries.ndim)
         not in ((np.dtype(np.uint8), 4), (np.dtype(np.float32), 2)),
-        "there must be one victim": len(manifest.of_role("victim")) != 1,
+        "there must be one victim, of that name": [model.id for model in manifest.of_role("victim")] != ["victim"],
+        f"its input specification: {manifest.input.problem()}": manifest.input.problem() is not None,
         "a model has an unknown role": any(model.role not in ROLES for model in manifest.models),
         "two models share an id": len({model.id for model in manifest.models}) != len(manifest.models),
         "the models differ in their number of classes": len(classes) != 1,

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 from onnxaudit.errors import ArtefactError
 
 T = TypeVar("T")
+LONGEST = 60
+"""Characters of a stranger's text that a message quotes."""
 
 
 def canonical(value: object) -> str:
@@ -31,9 +33,16 @@ def _plain(value: object) -> object:
 def parse(text: str | bytes, where: str) -> Any:
     """Parsed JSON, without NaN or infinity. Raises ArtefactError naming ``where``."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ArtefactError(f"{where} is not valid JSON: {error}") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{text[:LONGEST]} is too large a number")
+    return value
 
 
 def _no_constant(name: str) -> float:
@@ -70,6 +79,8 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             raise _wrong(where, "an object", value)
         return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > 2**53:
+            raise ArtefactError(f"{where} is too large a number")
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise _wrong(where, kind.__name__, value)
@@ -84,8 +95,10 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
         if name not in fields:
             import difflib  # only ever needed for this message
 
-            close = difflib.get_close_matches(name, fields, 1)
-            raise ArtefactError(f"{where} has an unknown field {name!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+            close = difflib.get_close_matches(name[:LONGEST], fields, 1)
+            raise ArtefactError(
+                f"{where} has an unknown field {name[:LONGEST]!r}" + (f", did you mean {close[0]!r}?" if close else "")
+            )
     for name, field in fields.items():
         if name not in value and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ArtefactError(f"{where} lacks the field {name!r}")

@@ -1,23 +1,18 @@
-"""Asking a suspect: batches, budget, a transcript that survives a crash, and resuming from it."""
+"""Asking a suspect: batches, budget, and going on from a transcript."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxaudit.answers import Access, Answers
-from onnxaudit.decode import canonical, parse
-from onnxaudit.errors import ArtefactError, BudgetSpent, UsageError
+from onnxaudit.answers import Answers
+from onnxaudit.errors import BudgetSpent, UsageError
 from onnxaudit.suspect import Queries, Suspect
+from onnxaudit.transcript import Transcript, check_kept
 
 BATCH = 64
 """Queries asked and recorded together; a suspect may split them further."""
@@ -39,99 +34,6 @@ class Interview:
     looks: int = 1
 
 
-class Transcript:
-    """An append-only JSONL file: a header, then one line a batch, each carrying the digest of the line before.
-
-    Answers are stored as base64 of little-endian arrays. A last line cut off by a crash is dropped when resuming.
-    """
-
-    def __init__(self, path: Path, header: dict[str, Any], *, resume: bool) -> None:
-        self.path = path
-        self._previous = ""
-        self.kept: list[tuple[NDArray[np.int64], Answers]] = []
-        self.looks: set[int] = set()
-        lines = list(self._read(header)) if resume and path.exists() else []
-        if not resume and path.exists() and path.stat().st_size:
-            raise UsageError(f"{path} exists already", "Go on with it by --resume, or give --evidence another name.")
-        try:
-            self._file: IO[bytes] = path.open("wb" if not lines else "r+b")
-            if lines:
-                self._file.truncate(sum(map(len, lines)))
-                self._file.seek(0, 2)
-            else:
-                self._write(header)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another place with --evidence.") from None
-
-    def _read(self, header: dict[str, Any]) -> Iterator[bytes]:
-        for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True)):
-            if not line.endswith(b"\n"):
-                return  # cut off in the middle; these queries are asked again
-            entry = parse(line, f"{self.path.name} line {number + 1}")
-            if not isinstance(entry, dict) or entry.pop("previous", None) != self._previous:
-                raise ArtefactError(
-                    f"{self.path.name} line {number + 1} does not follow the line before", "The file was changed."
-                )
-            if number == 0 and entry != json.loads(canonical(header)):
-                raise UsageError(f"{self.path.name} is of another bundle or suspect", "Give --evidence another name.")
-            if "look" in entry:
-                self.looks.add(int(entry["look"]))
-            elif number:
-                self.kept.append(_from_entry(entry, f"{self.path.name} line {number + 1}"))
-            self._previous = hashlib.sha256(line).hexdigest()
-            yield line
-
-    def record(self, rows: NDArray[np.int64], answers: Answers) -> None:
-        """Append one batch and force it to disk."""
-        self._write(_to_entry(rows, answers))
-
-    def look(self, answered: int) -> None:
-        """Note that a p-value was computed on so many answers: every further one on more of them must be paid for."""
-        if answered not in self.looks:
-            self.looks.add(answered)
-            self._write({"look": answered})
-
-    def _write(self, entry: dict[str, Any]) -> None:
-        line = (canonical({**entry, "previous": self._previous}) + "\n").encode()
-        self._file.write(line)
-        self._file.flush()
-        self._previous = hashlib.sha256(line).hexdigest()
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the last line, which seals all lines before it."""
-        return self._previous
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def _to_entry(rows: NDArray[np.int64], answers: Answers) -> dict[str, Any]:
-    def text(array: NDArray[Any], dtype: str) -> str:
-        return base64.b64encode(array.astype(dtype).tobytes()).decode()
-
-    scores = None if answers.scores is None else text(answers.scores, "<f4")
-    return {
-        "rows": rows.tolist(),
-        "classes": text(answers.classes, "<i4"),
-        "scores": scores,
-        "access": answers.access.word,
-        "num_classes": answers.num_classes,
-    }
-
-
-def _from_entry(entry: dict[str, Any], where: str) -> tuple[NDArray[np.int64], Answers]:
-    try:
-        rows = np.array(entry["rows"], np.int64)
-        classes = np.frombuffer(base64.b64decode(entry["classes"]), "<i4").reshape(len(rows), -1)
-        scores = entry["scores"]
-        decoded = None if scores is None else np.frombuffer(base64.b64decode(scores), "<f4").reshape(classes.shape)
-        return rows, Answers(classes, decoded, Access[entry["access"].upper()], entry["num_classes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtefactError(f"{where} is damaged: {error}") from None
-
-
 def interview(
     suspect: Suspect,
     queries: Queries,
@@ -147,6 +49,8 @@ def interview(
     """
     started = time.perf_counter()
     kept = list(transcript.kept) if transcript else []
+    if kept:
+        check_kept(kept, len(queries), suspect.card.num_classes)
     known = np.concatenate([rows for rows, _ in kept]) if kept else np.array([], np.int64)
     wanted = np.arange(len(queries)) if order is None else order
     todo = wanted[~np.isin(wanted, known)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,22 @@ class InputSpec:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     channels: str = "RGB"
+
+    def problem(self) -> str | None:
+        """What is wrong with these values, in words; None if they make sense."""
+        channels = self.shape[2] if len(self.shape) == 3 else 1
+        if len(self.shape) not in (1, 3) or min(self.shape) < 1:
+            return f"the shape {self.shape} is neither (height, width, channels) nor (features,)"
+        if self.layout not in ("NCHW", "NHWC", "NC") or self.channels not in ("RGB", "BGR"):
+            return f"layout {self.layout[:20]!r} or channel order {self.channels[:20]!r} is unknown"
+        if self.dtype not in ("float16", "float32", "float64", "uint8"):
+            return f"the data type {self.dtype[:20]!r} is unknown"
+        numbers = (self.scale, *self.mean, *self.std)
+        if not all(math.isfinite(number) for number in numbers) or self.scale == 0 or 0 in self.std:
+            return "scale and std must be finite and not zero, mean finite"
+        if len(self.shape) == 3 and (len(self.mean) not in (0, 1, channels) or len(self.std) not in (0, 1, channels)):
+            return f"mean and std need one value, or one for each of {channels} channels"
+        return None
 
     def encode(self, queries: Queries) -> NDArray[np.generic]:
         """Canonical queries as a batch for the model. Raises UsageError where the sizes cannot be reconciled."""
@@ -137,7 +154,10 @@ class Target:
         chosen = {
             name: value for name, value in (read | {k: v for k, v in said.items() if v is not None}).items() if value is not None
         }
-        return dataclasses.replace(self.spec, **chosen)
+        spec = dataclasses.replace(self.spec, **chosen)
+        if (problem := spec.problem()) is not None:
+            raise UsageError(f"the suspect's input: {problem}", "See --input, --layout, --scale, --mean, --std, --channel-order.")
+        return spec
 
 
 class Suspect(ABC):

@@ -127,6 +127,8 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, NDArray[Any]
             head = canonical([tensor.dtype.str, list(tensor.shape)]).encode()
             manifest["tensors"][name] = hashlib.sha256(head + tensor.tobytes()).hexdigest()
         manifest["tensors"] = {name: digest for name, digest in manifest["tensors"].items() if name in tensors}
+        stripped = {name: value for name, value in manifest.items() if name != "digest"}
+        manifest["digest"] = hashlib.sha256(canonical(stripped).encode()).hexdigest()
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, {KEY: canonical(manifest)})
 
 

@@ -132,7 +132,7 @@ def save_torchscript(path: Path, module: Any = None) -> Path:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        traced: Any = torch.jit.trace(module or torch_network(), torch.zeros(2, 3, 8, 8), strict=False)  # type: ignore[no-untyped-call]
+        traced: Any = torch.jit.trace(module or torch_network(), torch.zeros(2, 3, 8, 8), strict=False)
         traced.save(str(path))
     return path
 

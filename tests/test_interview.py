@@ -15,8 +15,9 @@ import pytest
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.errors import ArtefactError, BudgetSpent, SuspectError, UsageError
-from onnxaudit.interview import BATCH, Interview, Transcript, interview
+from onnxaudit.interview import BATCH, Interview, interview
 from onnxaudit.suspect import Queries
+from onnxaudit.transcript import Transcript
 from tests.bundles import QUERIES, Recorded, simulated_bundle
 
 BUNDLE = simulated_bundle(0)

@@ -189,7 +189,7 @@ def test_every_scheme_of_the_catalogue_is_made_of_parts_that_exist() -> None:
         assert item.sampler in SAMPLERS
         represented = REPRESENTATIONS[item.representation](answers, **item.representing)
         assert np.isfinite(DETECTORS[item.detector](represented, represented))
-        assert item.resolution == (1 if item.detector == "matching-rate" else 0)
+        assert item.resolution(100) == (0.05 if item.detector == "matching-rate" else 1e-6)
     assert {alias: scheme(alias).name for alias in ALIASES} == dict(ALIASES)
 
 

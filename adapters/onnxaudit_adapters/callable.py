@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Callable
@@ -49,7 +50,8 @@ class CallableSuspect(Suspect):
         """Answers to one batch. Raises UsageError for queries of another size, SuspectError if the function raises."""
         batch = self.card.input.encode(queries)
         try:
-            value = self._function(batch)
+            with contextlib.redirect_stdout(sys.stderr):  # stdout carries the result only
+                value = self._function(batch)
         except OnnxauditError:
             raise
         except Exception as error:
@@ -63,7 +65,8 @@ def _imported(module: str, folder: Path) -> Any:
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(module)
+        with contextlib.redirect_stdout(sys.stderr):
+            return importlib.import_module(module)
     except ImportError as error:
         raise UsageError(f"{module} cannot be imported: {error}", "Run from the folder it is in, or install it.") from error
     except Exception as error:  # a module runs its own code when it is imported

@@ -16,6 +16,8 @@ from onnxaudit.interview import interview
 from onnxaudit.registry import adapters, open_suspect
 from onnxaudit.suspect import Target
 
+FEWEST_LABELS = 50
+"""Answers that two models must share, all of them, to be taken for one where only labels are known."""
 COPY = 0.97
 """A reference that gives the victim's label to this share of the fingerprint queries is taken for a copy of it."""
 
@@ -24,10 +26,10 @@ def model_files(folder: Path) -> list[Path]:
     """The models in a folder, sorted by name. Raises UsageError if there are none."""
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", "Give a folder of models that are known to be independent.")
-    kinds = {f".{name}" for name in adapters()}
+    kinds = {f".{name}" for name in adapters()} - {".http", ".https", ".python"}
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in kinds and file.is_file())
     if not files:
-        raise UsageError(f"{folder} holds no models", f"Looked for {', '.join(sorted(kinds - {'.http', '.https', '.python'}))}.")
+        raise UsageError(f"{folder} holds no models", f"Looked for {', '.join(sorted(kinds))}.")
     return files
 
 
@@ -75,7 +77,7 @@ def refusal(bundle: QueryBundle, entry: ModelEntry, answers: Answers) -> str | N
         return f"gives the victim's label to {agreement:.1%} of the fingerprint queries: it is the victim, or made from it"
     for other in bundle.manifest.models:
         known = bundle.answers[other.id]
-        if other.role != "victim" and (other.sha256 == entry.sha256 if entry.sha256 else _same(known, answers)):
+        if other.role != "victim" and ((entry.sha256 and other.sha256 == entry.sha256) or _same(known, answers)):
             return f"is {other.id} ({other.source}) again"
     if entry.accuracy is not None and entry.accuracy <= 1.5 / entry.num_classes:
         return f"gets {entry.accuracy:.1%} of the controls right, which is chance: wrong input convention or label order"
@@ -83,9 +85,12 @@ def refusal(bundle: QueryBundle, entry: ModelEntry, answers: Answers) -> str | N
 
 
 def _same(one: Answers, two: Answers) -> bool:
+    """Whether two models gave the same answers. Labels alone tell copies from agreement only if there are many of them."""
     if not np.array_equal(one.labels, two.labels):
         return False
-    return one.scores is None or two.scores is None or bool(np.allclose(one.dense(), two.dense(), atol=1e-6))
+    if one.scores is None or two.scores is None:
+        return len(one) >= FEWEST_LABELS
+    return bool(np.allclose(one.degrade(Access.PROBS).dense(), two.degrade(Access.PROBS).dense(), atol=1e-6))
 
 
 def add_models(

@@ -21,9 +21,10 @@ from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import BudgetSpent
 from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value
 from onnxaudit.evidence.multiple import holm
-from onnxaudit.interview import Interview, Transcript, interview
+from onnxaudit.interview import Interview, interview
 from onnxaudit.report.model import DERIVED, INCONCLUSIVE, NOT_SHOWN, Controls, Report, SchemeResult
 from onnxaudit.suspect import Suspect, SuspectCard, Target
+from onnxaudit.transcript import Transcript
 
 EASY = 0.75
 """A control counts as easy if the victim and this share of the references give its label."""
@@ -238,7 +239,7 @@ def _doubts(
     if not stable:
         found.append("the suspect gives different labels to the same queries")
     given = answers.labels[answers.answered]
-    if given.min() == given.max():
+    if len(given) and given.min() == given.max():
         found.append("the suspect gives the same label to every query")
     return found
 

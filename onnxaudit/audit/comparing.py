@@ -73,7 +73,7 @@ def _scheme(entry: SchemeEntry, cut: Sequence[Answers], answered: NDArray[np.boo
     parameters = {name: value for name, value in entry.parameters.items() if name in item.representing}
     try:
         represented = np.stack([representation(answers.take(rows), **parameters) for answers in cut])
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ArtefactError(f"the bundle's parameters of {entry.name} are not known: {error}", "Update onnxaudit.") from None
     scores = detector(represented[0], represented[1:])
     standardised = studentised(scores, covariate, item.resolution(len(rows)))

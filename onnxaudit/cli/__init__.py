@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from typing import NoReturn
 
 from onnxaudit import __version__
@@ -33,7 +34,7 @@ def main() -> NoReturn:
         code = 130
     except OnnxauditError as error:
         if "--debug" in sys.argv:
-            raise
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except Exception as error:

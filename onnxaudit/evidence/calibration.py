@@ -62,7 +62,8 @@ def p_value(statistics: Floats, tolerance: float = 0.0) -> float:
     references, suspect = statistics[:-1], statistics[-1]
     spread = float(references.std(ddof=1)) if len(references) > 1 else 0.0
     # a hair above equality, so that ties stay ties whatever the order of summation
-    reached = references + tolerance * spread >= suspect - 1e-9
+    # and not-less instead of at-least, so that a NaN counts against the claim
+    reached = ~(references + tolerance * spread < suspect - 1e-9)
     return (1 + int(reached.sum())) / (len(references) + 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -34,6 +35,8 @@ def write_all(report: Report, path: Path) -> None:
         temporary.write_text(FORMATS[path.suffix](report), encoding="utf-8")
         os.replace(temporary, path)  # noqa: PTH105 - the atomic one
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another place with -o.") from None
 
 
