@@ -60,8 +60,9 @@ class ModelEntry:
 class Manifest:
     """Everything in a bundle that is not a tensor.
 
-    shortfall: by how much the references were measured to be less accurate than the victim, where craft trained them. tensors:
-    digest by name. digest: sha256 of the canonical manifest without this field, set when it is saved.
+    shortfall: by how much the references were measured to be less accurate than the victim, where craft trained them.
+    pool_notes: on how the references were chosen. tensors: digest by name. digest: sha256 of the canonical manifest without this
+    field, only in the file.
     """
 
     tool: str
@@ -77,6 +78,7 @@ class Manifest:
     data_sha256: str | None = None
     shortfall: float | None = None
     notes: tuple[str, ...] = ()
+    pool_notes: tuple[str, ...] = ()
     tensors: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
     digest: str = ""
@@ -129,7 +131,7 @@ class QueryBundle:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another place with -o.") from None
-        return dataclasses.replace(self, manifest=manifest, id=hashlib.sha256(data).hexdigest())
+        return dataclasses.replace(self, manifest=dataclasses.replace(manifest, digest=""), id=hashlib.sha256(data).hexdigest())
 
 
 def load(path: Path) -> QueryBundle:
@@ -137,26 +139,22 @@ def load(path: Path) -> QueryBundle:
 
     Raises UsageError for a missing file, ArtefactError for a damaged, truncated, oversized, foreign or inconsistent one.
     """
-    data = _read(path)
+    text, data = _read(path)
     where = path.name
     from safetensors import SafetensorError
     from safetensors.numpy import load as load_tensors
 
     try:
-        header = parse(data[8 : 8 + _header_length(data, where)], where)
         tensors: dict[str, NDArray[Any]] = load_tensors(data)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ArtefactError(f"{where} is damaged: {error}", "Craft it again, or fetch the file once more.") from None
-    text = (header.get("__metadata__") or {}).get(KEY) if isinstance(header, dict) else None
-    if not isinstance(text, str):
-        raise ArtefactError(f"{where} is not a query bundle", "Make one with: onnxaudit craft VICTIM")
     value = parse(text, where)
     version = value.get("format") if isinstance(value, dict) else None
     if version != FORMAT:
-        raise ArtefactError(f"{where} has bundle format {str(version)[:20]!r}, this version reads {FORMAT}", "Update onnxaudit.")
+        raise ArtefactError(f"{where} has bundle format {repr(version)[:20]}, this version reads {FORMAT}", "Update onnxaudit.")
     if value.get("digest") != _seal(value) or canonical(value) != text:
         raise ArtefactError(f"{where}: the manifest does not match its digest", "The file was changed; do not use it.")
-    manifest = decode(Manifest, value, where)
+    manifest = dataclasses.replace(decode(Manifest, value, where), digest="")
     for name in sorted(set(tensors) | set(manifest.tensors) | {"queries", "control_labels"}):
         if name not in tensors or manifest.tensors.get(name) != _digest(tensors[name]):
             raise ArtefactError(f"{where}: the tensor {name!r} does not match its digest", "The file was changed; do not use it.")
@@ -166,27 +164,27 @@ def load(path: Path) -> QueryBundle:
     return bundle
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> tuple[str, bytes]:
+    """The manifest's text and the whole file; the body is read only once the header has a manifest."""
+    foreign = ArtefactError(f"{path.name} is not a query bundle, or is truncated", "Make one with: onnxaudit craft VICTIM")
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ArtefactError(f"{path} has {size} bytes, more than any bundle", f"The limit is {MAX_BYTES}.")
         with path.open("rb") as file:
-            if size < 16 or struct.unpack("<Q", file.read(8))[0] > min(size - 8, MAX_HEADER):
-                raise ArtefactError(
-                    f"{path.name} is not a query bundle, or is truncated", "Make one with: onnxaudit craft VICTIM"
-                )
-            file.seek(0)
-            return file.read()
+            start = file.read(8)
+            length: int = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 0 < length <= min(size - 8, MAX_HEADER):
+                raise foreign
+            head = file.read(length)
+            header = parse(head, path.name)
+            metadata = header.get("__metadata__") if isinstance(header, dict) else None
+            text = metadata.get(KEY) if isinstance(metadata, dict) else None
+            if not isinstance(text, str):
+                raise foreign
+            return text, start + head + file.read()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", "Check the path.") from None
-
-
-def _header_length(data: bytes, where: str) -> int:
-    length: int = struct.unpack("<Q", data[:8])[0]
-    if length > len(data) - 8:
-        raise ArtefactError(f"{where} is truncated")
-    return length
 
 
 def _seal(manifest: dict[str, Any]) -> str:

@@ -41,7 +41,8 @@ def open_suspect(target: Target) -> Suspect:
     point = next(iter(entry_points(group=GROUP, name=kind)), None)
     if point is None:
         known = ", ".join(sorted(f".{name}" for name in adapters() if name not in ("http", "https", "python")))
-        raise UsageError(f"nothing here opens {target.source!r}", f"Give a file ({known}), a URL, or module:function.")
+        shown = target.source.rpartition("@")[2].partition("?")[0]  # what stands before and after may be secret
+        raise UsageError(f"nothing here opens {shown!r}", f"Give a file ({known}), a URL, or module:function.")
     if kind not in ("http", "https", "python") and not Path(target.source).is_file():
         raise UsageError(f"{target.source} is not a file", "Check the path.")
     return cast("Callable[[Target], Suspect]", point.load())(target)

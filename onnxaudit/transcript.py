@@ -32,6 +32,8 @@ class Transcript:
         lines = list(self._read(header)) if resume and path.exists() else []
         if not resume and path.exists() and path.stat().st_size:
             raise UsageError(f"{path} exists already", "Go on with it by --resume, or give --evidence another name.")
+        if resume and not lines and path.exists() and path.stat().st_size:
+            raise UsageError(f"{path} is not a transcript", "Give --evidence another name.")
         try:
             self._file: IO[bytes] = path.open("wb" if not lines else "r+b")
             if lines:

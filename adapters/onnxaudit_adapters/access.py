@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.errors import UsageError
-from onnxaudit.suspect import Queries, Suspect
+from onnxaudit.suspect import Queries, Suspect, SuspectCard
 
 
 class Reduced(Suspect):
     """Another suspect, of whose answers only ``access`` (and of top-k the best ``k``) is passed on; closes what it wraps."""
 
     def __init__(self, suspect: Suspect, access: Access, k: int = 1) -> None:
-        self.card = suspect.card
         self._suspect = suspect
         self._access = access
         self._k = k
+
+    @property
+    def card(self) -> SuspectCard:  # type: ignore[override]  # an HTTP suspect's largest batch shrinks as it is asked
+        """The wrapped suspect's card, as it is now."""
+        return self._suspect.card
 
     @property
     def queries_sent(self) -> int:

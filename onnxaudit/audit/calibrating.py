@@ -18,8 +18,8 @@ from onnxaudit.suspect import Target
 
 FEWEST_LABELS = 50
 """Answers that two models must share, all of them, to be taken for one where only labels are known."""
-COPY = 0.97
-"""A reference that gives the victim's label to this share of the fingerprint queries is taken for a copy of it."""
+SANE_SHARE = 0.7
+"""A reference with less than this share of the victim's accuracy on the controls is asked wrongly, or of another task."""
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -72,15 +72,15 @@ def refusal(bundle: QueryBundle, entry: ModelEntry, answers: Answers) -> str | N
     """Why a model cannot serve in its role, in words, or None. References that are the victim, or know nothing, are refused."""
     victim = bundle.answers["victim"]
     start, _ = bundle.manifest.controls
-    agreement = float((answers.labels == victim.labels)[:start].mean()) if start else 0.0
-    if entry.role == "reference" and (np.array_equal(answers.labels, victim.labels) or agreement >= COPY):
-        return f"gives the victim's label to {agreement:.1%} of the fingerprint queries: it is the victim, or made from it"
+    if entry.role == "reference" and start and np.array_equal(answers.labels[:start], victim.labels[:start]):
+        return "gives the victim's label to every fingerprint query: it is the victim, or a copy of it"
     for other in bundle.manifest.models:
         known = bundle.answers[other.id]
         if other.role != "victim" and ((entry.sha256 and other.sha256 == entry.sha256) or _same(known, answers)):
             return f"is {other.id} ({other.source}) again"
-    if entry.accuracy is not None and entry.accuracy <= 1.5 / entry.num_classes:
-        return f"gets {entry.accuracy:.1%} of the controls right, which is chance: wrong input convention or label order"
+    best = bundle.manifest.victim.accuracy
+    if entry.accuracy is not None and best is not None and entry.accuracy < SANE_SHARE * best:
+        return f"gets {entry.accuracy:.1%} of the controls right, the victim {best:.1%}: wrong input convention or label order"
     return None
 
 
@@ -110,12 +110,19 @@ def add_models(
         if reason is not None and strict:
             raise UsageError(f"{target.source} {reason}", "Leave it out.")
         if reason is not None:
-            progress.note(f"left out: {target.source} {reason}")
+            said = f"left out: {target.source} {reason}"
+            progress.note(said)
+            bundle = _with_pool_note(bundle, said)
         else:
             offset += 1
             bundle = with_models(bundle, [(entry, answers)])
         report(number + 1)
     return bundle
+
+
+def _with_pool_note(bundle: QueryBundle, words: str) -> QueryBundle:
+    manifest = dataclasses.replace(bundle.manifest, pool_notes=(*bundle.manifest.pool_notes, words))
+    return dataclasses.replace(bundle, manifest=manifest)
 
 
 def with_models(bundle: QueryBundle, models: Iterable[tuple[ModelEntry, Answers]]) -> QueryBundle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from onnxaudit.audit.calibrating import add_models, control_accuracy, model_file
 from onnxaudit.audit.comparing import Comparison, compare
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
-from onnxaudit.errors import BudgetSpent
+from onnxaudit.errors import BudgetSpent, UsageError
 from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value
 from onnxaudit.evidence.multiple import holm
 from onnxaudit.interview import Interview, interview
@@ -28,16 +29,24 @@ from onnxaudit.transcript import Transcript
 
 EASY = 0.75
 """A control counts as easy if the victim and this share of the references give its label."""
-SANE = 0.7
+SANE = 0.8
 """A suspect that gets fewer of the easy controls than this is mis-wired, of another task, or broken."""
 FEWEST_EASY = 10
+FEWEST_OF_CLASS = 4
+CONFUSED = 0.25
+"""A suspect that gets no more than this of a class's easy controls right has another label order."""
+REPEATS = 8
+"""Queries asked again after resuming."""
 SHORTFALL = 0.03
 """References whose median control accuracy is this far below the victim's are weak: the tolerance is widened."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """How a check is to be done. alpha None: the bundle's. repeat: queries asked twice, to see whether answers are stable."""
+    """How a check is to be done. alpha None: the bundle's. repeat: queries asked twice, to see whether answers are stable.
+
+    access, target: recorded in the transcript; target is a digest of all that says which suspect a URL and its headers mean.
+    """
 
     alpha: float | None = None
     references: Path | None = None
@@ -46,6 +55,8 @@ class CheckOptions:
     resume: bool = False
     repeat: int = 0
     device: str = "auto"
+    access: str | None = None
+    target: str | None = None
 
 
 @dataclass(slots=True)
@@ -81,44 +92,59 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
 def _with_references_of(bundle: QueryBundle, folder: Path, device: str, progress: Progress) -> QueryBundle:
     """The bundle with its references replaced by the models in a folder: a judge's own pool. It keeps its id."""
     own = bundle.manifest.of_role("reference")
-    manifest = dataclasses.replace(bundle.manifest, models=tuple(m for m in bundle.manifest.models if m.role != "reference"))
+    others = tuple(m for m in bundle.manifest.models if m.role != "reference")
+    manifest = dataclasses.replace(bundle.manifest, models=others, shortfall=None, pool_notes=())
     answers = {name: a for name, a in bundle.answers.items() if name not in {m.id for m in own}}
     spec, classes = manifest.input, manifest.victim.num_classes
     targets = [(Target(str(file), spec, classes, device), f"given with the check, in {folder}") for file in model_files(folder)]
     emptied = dataclasses.replace(bundle, manifest=manifest, answers=answers)
-    return dataclasses.replace(add_models(emptied, targets, "reference", progress, strict=False), id=bundle.id)
+    filled = add_models(emptied, targets, "reference", progress, strict=False)
+    if not filled.manifest.of_role("reference"):
+        raise UsageError(f"none of the models in {folder} can serve as a reference", "See the notes above; nothing was asked.")
+    return dataclasses.replace(filled, id=bundle.id)
 
 
 def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress: Progress) -> tuple[Interview, bool]:
-    """Ask, in an order fixed by the bundle where the budget may end early; then repeat some. True: the same answers again."""
+    """Ask, in an order fixed by the bundle where the budget may end early; then repeat some. True: the same answers again.
+
+    Some are always repeated after resuming, to see that the suspect is still the one that gave the kept answers.
+    """
     n = len(bundle.queries)
     order = np.random.default_rng(bundle.manifest.seed).permutation(n) if options.budget is not None else None
     transcript = None
     if options.evidence:
-        header = {"schema": "onnxaudit.transcript/1", "bundle": bundle.id, "suspect": _identity(suspect.card)}
-        transcript = Transcript(options.evidence, header, resume=options.resume)
+        transcript = Transcript(options.evidence, _header(bundle, suspect.card, options), resume=options.resume)
+    repeat = max(options.repeat, REPEATS) if transcript and transcript.kept else options.repeat
     try:
         report = progress.task("asking the suspect", n)
         budget = options.budget
-        if budget is not None and budget > options.repeat:
-            budget -= options.repeat  # kept for asking some twice
+        if budget is not None and budget > repeat:
+            budget -= repeat  # kept for asking some twice
         result = interview(suspect, bundle.queries, order=order, budget=budget, transcript=transcript, progress=report)
     finally:
         if transcript:
             transcript.close()
-    if not options.repeat:
+    rows = np.flatnonzero(result.answers.answered)[:repeat]
+    if not len(rows):
         return result, True
-    rows = np.flatnonzero(result.answers.answered)[: options.repeat]
     try:
         again = suspect.ask(bundle.queries[rows])
     except BudgetSpent:  # retries used up what was kept for this
-        return result, True
+        return result, not result.reused
     sent = getattr(suspect, "queries_sent", result.sent + len(rows))
     return dataclasses.replace(result, sent=sent), bool((again.labels == result.answers.labels[rows]).all())
 
 
-def _identity(card: SuspectCard) -> dict[str, Any]:
-    return {"source": card.source, "sha256": card.sha256, "kind": card.kind}
+def _header(bundle: QueryBundle, card: SuspectCard, options: CheckOptions) -> dict[str, Any]:
+    """What a transcript must agree on to be gone on with: whom it asked, how, and how much of the answers it kept."""
+    files = {name: value for name, value in card.runtime.items() if "sha256" in name}
+    return {
+        "schema": "onnxaudit.transcript/1",
+        "bundle": bundle.id,
+        "suspect": {"source": card.source, "sha256": card.sha256, "kind": card.kind, "files": files, "target": options.target},
+        "input": dataclasses.asdict(card.input),
+        "access": options.access,
+    }
 
 
 def judge(
@@ -139,8 +165,9 @@ def judge(
     tolerance = WIDE_TOLERANCE if weak else TOLERANCE
     p = None
     if comparison.statistics is not None and references:
-        p = min(1.0, looks * p_value(comparison.statistics, tolerance))
-    reasons = _doubts(len(references), level, comparison, controls, answers, stable=stable)
+        p = min(1.0, looks * p_value(comparison.statistics, tolerance, comparison.ran))
+    floor = min(1.0, looks * p_floor(len(references)))
+    reasons = _doubts(floor, len(references), level, comparison, controls, answers, stable=stable)
     if p is not None and not reasons:
         finding = DERIVED if p <= level else NOT_SHOWN
         if finding == NOT_SHOWN and not answers.answered.all():
@@ -151,11 +178,16 @@ def judge(
     return Report(
         finding=finding,
         p_value=p,
-        p_floor=p_floor(len(references)),
+        p_floor=floor,
         alpha=level,
         score=float(comparison.statistics[-1]) if p is not None and comparison.statistics is not None else None,
         reasons=tuple(reasons),
-        bundle={"id": bundle.id, "victim_sha256": manifest.victim.sha256, "references": len(references)},
+        bundle={
+            "id": bundle.id,
+            "victim_sha256": manifest.victim.sha256,
+            "references": len(references),
+            "pool_sha256": _pool_digest(bundle),
+        },
         suspect=_suspect_facts(card, answers),
         controls=controls,
         schemes=_scheme_results(comparison, tolerance, len(references)),
@@ -164,9 +196,15 @@ def judge(
         statistic=manifest.statistic,
         tolerance=tolerance,
         p_exchangeable=p_value(comparison.statistics) if comparison.statistics is not None and references else None,
-        conditions=tuple(_conditions(bundle, controls, answers, weak=weak, looks=looks)),
+        conditions=tuple(_conditions(bundle, controls, answers, weak=weak, looks=looks, level=level)),
         tool=__version__,
     )
+
+
+def _pool_digest(bundle: QueryBundle) -> str:
+    """One digest of the references that calibrated: the bundle's own, or those given with the check."""
+    names = sorted(f"{model.source} {model.sha256}" for model in bundle.manifest.of_role("reference"))
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def _suspect_facts(card: SuspectCard, answers: Answers) -> Mapping[str, Any]:
@@ -192,11 +230,17 @@ def _controls(bundle: QueryBundle, references: list[Answers], answers: Answers) 
     easy = right & answers.answered[span]
     matched: NDArray[np.bool_] = answers.labels[span] == bundle.control_labels
     agreement = float(matched[easy].mean()) if easy.any() else None
+    confused = [
+        manifest.class_names[label] if manifest.class_names else f"class {label}"
+        for label in range(manifest.victim.num_classes)
+        if (mine := easy & (bundle.control_labels == label)).sum() >= FEWEST_OF_CLASS and matched[mine].mean() <= CONFUSED
+    ]
     known = [model.accuracy for model in manifest.of_role("reference") if model.accuracy is not None]
     return Controls(
         n=int(easy.sum()),
         agreement=agreement,
-        ok=None if easy.sum() < FEWEST_EASY or agreement is None else agreement >= SANE,
+        ok=None if easy.sum() < FEWEST_EASY or agreement is None else agreement >= SANE and not confused,
+        confused=", ".join(confused),
         accuracy=control_accuracy(bundle, answers),
         reference_accuracy=tuple(known),
         victim_accuracy=manifest.victim.accuracy,
@@ -215,29 +259,44 @@ def _weak(shortfall: float | None, controls: Controls) -> bool:
     return _quantile(controls.reference_accuracy, 0.5) <= controls.victim_accuracy - SHORTFALL
 
 
+def _stronger(controls: Controls) -> bool:
+    """Whether the suspect is more accurate than nearly all references."""
+    if controls.accuracy is None or not controls.reference_accuracy:
+        return False
+    return controls.accuracy >= _quantile(controls.reference_accuracy, 0.95)
+
+
 def _quantile(values: Sequence[float], share: float) -> float:
     """The value below which that share lies; plain, because NumPy's loads its masked arrays, a tenth of a small check."""
     return sorted(values)[round(share * (len(values) - 1))]
 
 
 def _doubts(
-    references: int, alpha: float, comparison: Comparison, controls: Controls, answers: Answers, *, stable: bool
+    floor: float, references: int, alpha: float, comparison: Comparison, controls: Controls, answers: Answers, *, stable: bool
 ) -> list[str]:
     """Everything that forbids a finding, in words."""
     found = []
-    if p_floor(references) > alpha + 1e-12:
-        needed = int(np.ceil(1 / alpha - 1e-9)) - 1
+    if floor > alpha + 1e-12:
+        looks = round(floor * (references + 1))
+        needed = int(np.ceil(looks / alpha - 1e-9)) - 1
         has = f"{references} references" if references else "no references"
-        found.append(f"{has}: p cannot fall below {p_floor(references):.3g}, alpha {alpha:g} needs at least {needed}")
+        said = f" after {looks} looks" if looks > 1 else ""
+        found.append(f"{has}{said}: p cannot fall below {floor:.3g}, alpha {alpha:g} needs at least {needed}")
     if comparison.statistics is None:
         found.append("no scheme could run: " + "; ".join(f"{s.name}: {s.skipped}" for s in comparison.schemes))
-    if controls.ok is False:
+    if controls.ok is False and not controls.confused:
         found.append(
             f"the suspect gets {controls.agreement:.0%} of {controls.n} easy controls right: "
             "wrong preprocessing or label order, or another task"
         )
+    if controls.confused:
+        found.append(f"the suspect gets nearly all easy controls of {controls.confused} wrong: another label order?")
+    if controls.ok is None and controls.n is not None and not answers.answered.all() and controls.victim_accuracy is not None:
+        found.append("the budget was spent before enough control queries were answered")
+    if not comparison.adjusted and _stronger(controls):
+        found.append("the suspect is more accurate than nearly all references, too few to adjust the scores for it")
     if not stable:
-        found.append("the suspect gives different labels to the same queries")
+        found.append("the suspect gives different labels to queries that it answered before, or could not be asked again")
     given = answers.labels[answers.answered]
     if len(given) and given.min() == given.max():
         found.append("the suspect gives the same label to every query")
@@ -271,10 +330,10 @@ def _scheme_results(comparison: Comparison, tolerance: float, references: int) -
     return tuple(results)
 
 
-def _conditions(bundle: QueryBundle, controls: Controls, answers: Answers, *, weak: bool, looks: int) -> list[str]:
+def _conditions(bundle: QueryBundle, controls: Controls, answers: Answers, *, weak: bool, looks: int, level: float) -> list[str]:
     """What is assumed, and what weakens the finding, in words."""
     references = bundle.manifest.of_role("reference")
-    said = list(bundle.manifest.notes)
+    said = [*bundle.manifest.pool_notes, *bundle.manifest.notes]
     if references:
         origins = sorted({model.origin.split(":")[0] for model in references})
         said.insert(
@@ -286,13 +345,15 @@ def _conditions(bundle: QueryBundle, controls: Controls, answers: Answers, *, we
             f"accuracy on the controls: suspect {controls.accuracy:.0%}, victim {controls.victim_accuracy:.0%}, "
             f"references {low:.0%} to {high:.0%}"
         )
-        if controls.accuracy >= _quantile(controls.reference_accuracy, 0.95):
+        if _stronger(controls):
             said.append("the suspect is more accurate than nearly all references; scores are adjusted for it")
     if weak:
         said.append(
             "the references are weaker than the victim, so innocents may be closer to it than they are: "
             f"the tolerance is {WIDE_TOLERANCE:g} instead of {TOLERANCE:g}"
         )
+    if level != bundle.manifest.alpha:
+        said.append(f"alpha {level:g} was chosen with the check; the bundle was made for {bundle.manifest.alpha:g}")
     if looks > 1:
         said.append(f"answers were judged {looks} times as they came in: p is multiplied by {looks}")
     if controls.ok is None and controls.n:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,15 @@ from numpy.typing import NDArray
 from onnxaudit.answers import Access, Answers
 from onnxaudit.bundle import QueryBundle, SchemeEntry
 from onnxaudit.errors import ArtefactError
-from onnxaudit.evidence.calibration import STATISTIC, Floats, combined, mean_agreement, studentised
+from onnxaudit.evidence.calibration import STATISTIC, Floats, combined, mean_agreement, standardise, usable
 from onnxaudit.schemes.catalogue import CATALOGUE
 from onnxaudit.schemes.detectors import DETECTORS
 from onnxaudit.schemes.representations import REPRESENTATIONS
+
+FEWEST_QUERIES = 10
+"""A scheme that got fewer answers than this says nothing."""
+FEWEST_CONTROLS = 30
+"""Nor does mean agreement on fewer controls than this."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,10 +36,19 @@ class SchemeScores:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """All schemes of one bundle for one suspect. statistics: (m + 1,) combined, or None if no scheme ran."""
+    """All schemes of one bundle for one suspect. statistics: (m + 1,) combined, or None if no scheme ran.
+
+    adjusted: whether scores were adjusted for how good and ordinary each model is.
+    """
 
     schemes: tuple[SchemeScores, ...]
     statistics: Floats | None
+    adjusted: bool = False
+
+    @property
+    def ran(self) -> int:
+        """How many schemes the statistic is the mean of."""
+        return max(1, sum(scheme.standardised is not None for scheme in self.schemes))
 
 
 def compare(bundle: QueryBundle, references: Sequence[Answers], suspect: Answers) -> Comparison:
@@ -48,14 +62,14 @@ def compare(bundle: QueryBundle, references: Sequence[Answers], suspect: Answers
     covariate = _covariate(bundle, models)
     schemes = tuple(_scheme(entry, cut, suspect.answered, covariate) for entry in bundle.manifest.schemes)
     ran = [scheme.standardised for scheme in schemes if scheme.standardised is not None]
-    return Comparison(schemes, combined(ran) if ran else None)
+    return Comparison(schemes, combined(ran) if ran else None, usable(covariate))
 
 
 def _covariate(bundle: QueryBundle, models: Sequence[Answers]) -> Floats | None:
     """Mean agreement of each model with the others on the control queries that the suspect answered."""
     start, stop = bundle.manifest.controls
     rows = np.arange(start, stop)[models[-1].answered[start:stop]]
-    if not len(rows):
+    if len(rows) < FEWEST_CONTROLS:
         return None
     return mean_agreement(np.stack([model.labels[rows] for model in models]))
 
@@ -68,18 +82,13 @@ def _scheme(entry: SchemeEntry, cut: Sequence[Answers], answered: NDArray[np.boo
     rows = np.arange(start, stop)[answered[start:stop]]
     item = CATALOGUE[entry.name]
     access = min(cut[0].access, item.access)
-    if len(rows) < 2:
-        return SchemeScores(entry.name, len(rows), access, skipped="none of its queries was answered")
+    if len(rows) < FEWEST_QUERIES:
+        return SchemeScores(entry.name, len(rows), access, skipped=f"only {len(rows)} of its queries were answered")
     parameters = {name: value for name, value in entry.parameters.items() if name in item.representing}
     try:
         represented = np.stack([representation(answers.take(rows), **parameters) for answers in cut])
     except (TypeError, ValueError) as error:
         raise ArtefactError(f"the bundle's parameters of {entry.name} are not known: {error}", "Update onnxaudit.") from None
     scores = detector(represented[0], represented[1:])
-    standardised = studentised(scores, covariate, item.resolution(len(rows)))
+    standardised = standardise(scores, covariate, item.resolution(len(rows)))
     return SchemeScores(entry.name, len(rows), access, scores, standardised)
-
-
-def parameters_in_words(parameters: Mapping[str, object]) -> str:
-    """Parameters as "name=value" in order, for people."""
-    return ", ".join(f"{name}={value}" for name, value in sorted(parameters.items()))

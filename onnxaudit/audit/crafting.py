@@ -132,11 +132,13 @@ def _open(options: CraftOptions, data: Data | None) -> tuple[Victim, list[str]]:
     base = InputSpec(
         shape,
         options.layout or ("NCHW" if len(shape) == 3 else "NC"),
-        scale=options.scale or 1 / 255,
+        scale=1 / 255 if options.scale is None else options.scale,
         mean=options.mean or (),
         std=options.std or (),
         channels=options.channel_order or "RGB",
     )
+    if (problem := base.problem()) is not None:
+        raise UsageError(f"the victim's input: {problem}", "See --input, --layout, --scale, --mean, --std, --channel-order.")
     victim = open_victim(options.victim, base, device=options.device, model=options.model, allow_pickle=options.allow_pickle)
     image = len(shape) == 3
     scaling = image and options.scale is None and options.mean is None and options.std is None
@@ -247,7 +249,7 @@ def _with_trained(
         )
     for words in said:
         progress.note(words)
-    bundle = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, notes=(*bundle.manifest.notes, *said)))
+    bundle = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, pool_notes=tuple(said)))
     targets = [(_target(str(r.path), victim, options), f"trained by craft: {r.recipe}") for r in used]
     bundle = add_models(bundle, targets, "reference", progress, strict=False)
     shortfall = max(0.0, round(goal - middle, 4))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from onnxaudit import __version__
 from onnxaudit.answers import Access, parse_access
 from onnxaudit.audit.checking import CheckOptions, check
+from onnxaudit.audit.comparing import compare
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
-from onnxaudit.errors import OnnxauditError, SuspectError, UsageError
+from onnxaudit.decode import canonical
+from onnxaudit.errors import OnnxauditError, UsageError
 from onnxaudit.evidence.calibration import p_floor
 from onnxaudit.registry import open_suspect
 from onnxaudit.report.model import INCONCLUSIVE, Controls, Report
@@ -29,18 +33,26 @@ def run_check(
     progress: Progress,
     started: float,
 ) -> Report:
-    """Open, reduce to ``access``, check, close. Errors of usage and artefacts are raised; what fails later is in the report.
+    """Open, reduce to ``access``, check, close. Whatever fails, there is a report. Raises ArtefactError for a bundle from
+    another version, before anything is asked.
 
     said: what the user says of the suspect's input, by the fields of Target. http: options for the HTTP adapter.
     """
     level = parse_access(access) if access else None
+    compare(bundle, [], bundle.answers["victim"])  # a bundle that cannot be judged must not cost queries
+    options = dataclasses.replace(options, access=access)
+    if "://" in source:
+        target_digest = _digest(bundle, source, http)
+        evidence = options.evidence or Path(f"onnxaudit-{bundle.id[:8]}-{target_digest[:8]}.jsonl")
+        options = dataclasses.replace(options, target=target_digest, evidence=evidence)
+    opened: Suspect | None = None
     target = Target(source, bundle.manifest.input, bundle.manifest.victim.num_classes, options.device, options=dict(http), **said)
     try:
         with open_suspect(target) as opened:
             suspect = _reduced(opened, level)
             return check(bundle, suspect, options, progress, time.perf_counter() - started)
-    except (SuspectError, KeyboardInterrupt) as error:
-        return failed(bundle, source, options.alpha, error)
+    except (OnnxauditError, KeyboardInterrupt) as error:
+        return failed(bundle, source, options, error, getattr(opened, "queries_sent", 0))
 
 
 def _reduced(suspect: Suspect, level: tuple[Access, int] | None) -> Suspect:
@@ -55,32 +67,39 @@ def _reduced(suspect: Suspect, level: tuple[Access, int] | None) -> Suspect:
     return wrapped
 
 
+def _digest(bundle: QueryBundle, source: str, http: Mapping[str, Any]) -> str:
+    """Which suspect a URL and its headers mean, without telling what they say: slow to compute, and salted with the bundle."""
+    said = canonical([source, sorted(http.get("headers", {}).items()), http.get("dialect"), http.get("output_name")])
+    return hashlib.scrypt(said.encode(), salt=bundle.id.encode(), n=2**14, r=8, p=1, dklen=32).hex()
+
+
 def _shown(source: str) -> str:
     """A target without what may be secret in a URL: credentials and query."""
     scheme, separator, rest = source.partition("://")
     if not separator:
         return source
     host, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('#')[0]}"
 
 
-def failed(bundle: QueryBundle, source: str, alpha: float | None, error: BaseException) -> Report:
+def failed(bundle: QueryBundle, source: str, options: CheckOptions, error: BaseException, sent: int) -> Report:
     """The report of a check that did not end: its status, its error, its exit code, and no finding but inconclusive."""
     references = len(bundle.manifest.of_role("reference"))
     interrupted = isinstance(error, KeyboardInterrupt)
-    words = "interrupted; what was answered is in the transcript, go on with --resume" if interrupted else str(error)
+    kept = f"; what was answered is kept in {options.evidence}, go on with --resume" if options.evidence else ""
+    words = f"interrupted{kept}" if interrupted else str(error)
     blank = Report(
         finding=INCONCLUSIVE,
         p_value=None,
         p_floor=p_floor(references),
-        alpha=bundle.manifest.alpha if alpha is None else alpha,
+        alpha=bundle.manifest.alpha if options.alpha is None else options.alpha,
         score=None,
         reasons=(words,),
         bundle={"id": bundle.id, "victim_sha256": bundle.manifest.victim.sha256, "references": references},
         suspect={"source": _shown(source), "kind": "", "access": None, "sha256": None, "runtime": {}},
         controls=Controls(),
         schemes=(),
-        queries={"sent": 0, "reused": 0, "failed": 0},
+        queries={"sent": sent, "reused": 0, "failed": 0},
         seconds={},
         tool=__version__,
     )

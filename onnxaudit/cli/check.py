@@ -68,10 +68,10 @@ def check(
         raise UsageError(f"{', '.join(given)} can only be used with --url", "Leave it out for a file.")
     for path in output or []:
         check_format(path)
+    if url is not None and not url.lower().startswith(("http://", "https://")):
+        raise UsageError("--url must begin with http:// or https://", "Give a file without --url.")
     source = url or suspect or ""
     loaded = load(find_bundle(bundle))
-    if evidence is None and url is not None:
-        evidence = Path(f"onnxaudit-{loaded.id[:8]}.jsonl")
     options = CheckOptions(alpha, references, budget, evidence, resume, 4 if url else 0, device)
     said = {
         "shape": parse_shape(input),
@@ -99,12 +99,12 @@ def check(
         report = run_check(loaded, source, access, options, said, http, console, started)
     finally:
         console.close()
-    for path in output or []:
-        write_all(report, path)
     if report.error and not json:
         typer.echo(f"error: {report.error}", err=True)
     else:
         show(report, as_json=json)
+    for path in output or []:
+        write_all(report, path)
     return report.exit_code
 
 

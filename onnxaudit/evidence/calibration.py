@@ -29,16 +29,20 @@ def mean_agreement(labels: NDArray[np.int32]) -> Floats:
     return np.asarray((same.sum(axis=1) - 1) / max(1, m - 1))
 
 
+def usable(covariate: Floats | None) -> bool:
+    """Whether there are enough models, and differences between them, to fit a slope."""
+    return covariate is not None and len(covariate) > COVARIATE_MODELS and bool(np.ptp(covariate) > 1e-9)
+
+
 def studentised(scores: Floats, covariate: Floats | None, floor: float) -> Floats:
     """Scores of m + 1 models as residuals on a covariate in units of their own standard error, (m + 1,).
 
     Ordinary least squares over references and suspect together, residuals divided by s sqrt(1 - leverage): symmetric in all
-    models, so ranks among them stay exact, and a suspect far from all references in the covariate gets no credit for it.
-    Without a covariate (or a constant one) these are z-scores. floor: the least s that is taken seriously.
+    models, so ranks among them stay exact. Without a usable covariate these are z-scores. floor: the least s that counts.
     """
     n = len(scores)
     columns = [np.ones(n)]
-    if covariate is not None and n > COVARIATE_MODELS and np.ptp(covariate) > 1e-9:
+    if covariate is not None and usable(covariate):
         columns.append(covariate - covariate.mean())
     basis, _ = np.linalg.qr(np.column_stack(columns))
     residual = scores - basis @ (basis.T @ scores)
@@ -47,21 +51,31 @@ def studentised(scores: Floats, covariate: Floats | None, floor: float) -> Float
     return np.asarray(residual / (spread * remaining))
 
 
+def standardise(scores: Floats, covariate: Floats | None, floor: float) -> Floats:
+    """The smaller of each model's plain and covariate-adjusted studentised score, (m + 1,).
+
+    The adjustment is there to protect innocents that agree with every good model. It must not be a way to look suspicious by
+    agreeing with none: a suspect with a wrong label order has a low covariate, and its plain score counts.
+    """
+    return np.minimum(studentised(scores, None, floor), studentised(scores, covariate, floor))
+
+
 def combined(standardised: Sequence[Floats]) -> Floats:
     """The mean over schemes of the models' studentised scores, (m + 1,)."""
     return np.asarray(np.mean(standardised, axis=0))
 
 
-def p_value(statistics: Floats, tolerance: float = 0.0) -> float:
+def p_value(statistics: Floats, tolerance: float = 0.0, schemes: int = 1) -> float:
     """Conformal p-value of the last of m + 1 statistics among the others: (1 + #{i : t_i + tolerance sd >= t}) / (m + 1).
 
     If the suspect is independent and exchangeable with the references, P(p <= a) <= a for every a; ties count against the
     claim. A positive tolerance only raises p: it keeps the level for innocents that are closer to the victim than the references
-    by up to so many standard deviations of the references' statistics.
+    by up to so many standard deviations. sd is that of the references' statistics, and at least 1 / sqrt(schemes), which
+    the mean of so many unrelated z-scores has: references that all score alike do not make a small difference large.
     """
     references, suspect = statistics[:-1], statistics[-1]
-    spread = float(references.std(ddof=1)) if len(references) > 1 else 0.0
-    # a hair above equality, so that ties stay ties whatever the order of summation
+    spread = max(float(references.std(ddof=1)) if len(references) > 1 else 0.0, 1 / schemes**0.5)
+    # a hair above equality, so that ties stay ties whatever the order of summation;
     # and not-less instead of at-least, so that a NaN counts against the claim
     reached = ~(references + tolerance * spread < suspect - 1e-9)
     return (1 + int(reached.sum())) / (len(references) + 1)

@@ -33,7 +33,10 @@ class SchemeResult:
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """The control queries. agreement: on those that victim and references find easy; accuracy: on all, where labelled."""
+    """The control queries. agreement: on those that victim and references find easy; accuracy: on all, where labelled.
+
+    confused: classes whose easy controls are nearly all wrong, in words.
+    """
 
     n: int = 0
     agreement: float | None = None
@@ -41,6 +44,7 @@ class Controls:
     accuracy: float | None = None
     reference_accuracy: tuple[float, ...] = ()
     victim_accuracy: float | None = None
+    confused: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ def check_format(path: Path) -> None:
     """Raise UsageError unless a report can be written under this name; before any query is paid for."""
     if path.suffix not in FORMATS:
         raise UsageError(f"-o {path.name}: no report format {path.suffix!r}", f"Use {', '.join(FORMATS)}.")
-    if not path.resolve().parent.is_dir():
-        raise UsageError(f"-o {path}: its folder does not exist", "Make it first.")
+    if not os.access(path.resolve().parent, os.W_OK):
+        raise UsageError(f"-o {path}: its folder does not exist or cannot be written to", "Choose another place.")
 
 
 def write_all(report: Report, path: Path) -> None:

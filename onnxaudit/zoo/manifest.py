@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,11 @@ def load_zoo(path: Path) -> list[ZooEntry]:
             raise UsageError(f"{path.name}[{number}]: {entry.file} is not there", "Files are relative to the manifest.")
         found.append(dataclasses.replace(entry, file=str(file)))
     twice = {entry.file for entry in found if sum(other.file == entry.file for other in found) > 1}
+    digests: dict[str, str] = {}
+    for entry in found:
+        digest = hashlib.sha256(Path(entry.file).read_bytes()).hexdigest()
+        if digests.setdefault(digest, entry.file) != entry.file:
+            twice |= {entry.file, digests[digest]}
     if twice:
         raise UsageError(f"{path.name} lists a model twice: {', '.join(sorted(twice))}", "Each model has one role.")
     return found
