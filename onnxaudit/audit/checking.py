@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import add_models, control_accuracy, model_files
-from onnxaudit.audit.comparing import Comparison, compare
+from onnxaudit.audit.comparing import FEWEST_CONTROLS, Comparison, compare
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import BudgetSpent, UsageError
@@ -239,8 +239,9 @@ def _controls(bundle: QueryBundle, references: list[Answers], answers: Answers) 
     return Controls(
         n=int(easy.sum()),
         agreement=agreement,
-        ok=None if easy.sum() < FEWEST_EASY or agreement is None else agreement >= SANE and not confused,
+        ok=None if easy.sum() < FEWEST_EASY or agreement is None else agreement >= SANE,
         confused=", ".join(confused),
+        answered=int(answers.answered[span].sum()),
         accuracy=control_accuracy(bundle, answers),
         reference_accuracy=tuple(known),
         victim_accuracy=manifest.victim.accuracy,
@@ -261,7 +262,7 @@ def _weak(shortfall: float | None, controls: Controls) -> bool:
 
 def _stronger(controls: Controls) -> bool:
     """Whether the suspect is more accurate than nearly all references."""
-    if controls.accuracy is None or not controls.reference_accuracy:
+    if controls.accuracy is None or not controls.reference_accuracy or controls.answered < FEWEST_CONTROLS:
         return False
     return controls.accuracy >= _quantile(controls.reference_accuracy, 0.95)
 
@@ -284,13 +285,11 @@ def _doubts(
         found.append(f"{has}{said}: p cannot fall below {floor:.3g}, alpha {alpha:g} needs at least {needed}")
     if comparison.statistics is None:
         found.append("no scheme could run: " + "; ".join(f"{s.name}: {s.skipped}" for s in comparison.schemes))
-    if controls.ok is False and not controls.confused:
+    if controls.ok is False:
         found.append(
             f"the suspect gets {controls.agreement:.0%} of {controls.n} easy controls right: "
             "wrong preprocessing or label order, or another task"
         )
-    if controls.confused:
-        found.append(f"the suspect gets nearly all easy controls of {controls.confused} wrong: another label order?")
     if controls.ok is None and controls.n is not None and not answers.answered.all() and controls.victim_accuracy is not None:
         found.append("the budget was spent before enough control queries were answered")
     if not comparison.adjusted and _stronger(controls):
@@ -356,6 +355,10 @@ def _conditions(bundle: QueryBundle, controls: Controls, answers: Answers, *, we
         said.append(f"alpha {level:g} was chosen with the check; the bundle was made for {bundle.manifest.alpha:g}")
     if looks > 1:
         said.append(f"answers were judged {looks} times as they came in: p is multiplied by {looks}")
+    if controls.confused:
+        said.append(
+            f"the suspect gets nearly all easy controls of {controls.confused} wrong: a weak model, or another label order"
+        )
     if controls.ok is None and controls.n:
         said.append("too few control queries to tell a mis-wired suspect from an independent one")
     if answers.scores is None and any(scheme.representation == "correlation" for scheme in bundle.manifest.schemes):

@@ -35,7 +35,7 @@ class SchemeResult:
 class Controls:
     """The control queries. agreement: on those that victim and references find easy; accuracy: on all, where labelled.
 
-    confused: classes whose easy controls are nearly all wrong, in words.
+    confused: classes whose easy controls are nearly all wrong, in words. answered: of all controls.
     """
 
     n: int = 0
@@ -45,6 +45,7 @@ class Controls:
     reference_accuracy: tuple[float, ...] = ()
     victim_accuracy: float | None = None
     confused: str = ""
+    answered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
