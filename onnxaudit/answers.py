@@ -59,7 +59,7 @@ class Answers:
         dense = np.asarray(rows, dtype=np.float32)
         order = np.argsort(-dense, axis=1, kind="stable").astype(np.int32)
         found = access or (Access.PROBS if _look_like_probabilities(dense) else Access.LOGITS)
-        return cls(order, np.take_along_axis(dense, order, axis=1), found, dense.shape[1])
+        return cls(order, dense[np.arange(len(dense))[:, None], order], found, dense.shape[1])
 
     @classmethod
     def from_labels(cls, labels: ArrayLike, num_classes: int | None) -> Self:

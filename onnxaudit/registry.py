@@ -1,21 +1,44 @@
-"""From what the user names to the adapter that opens it, through entry points that are imported only when used."""
+"""From what the user names to the adapter that opens it; an adapter is imported only when it is used.
+
+Adapters of other packages are entry points of the group "onnxaudit.adapters", named by the suffix, URL scheme or "python" that
+they open. Those that come with onnxaudit are listed here by name: looking through the metadata of every installed package
+takes a tenth of a small check.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+import pkgutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
+from onnxaudit.answers import Access
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Suspect, Target
 
 GROUP = "onnxaudit.adapters"
+SHIPPED: Mapping[str, str] = MappingProxyType(
+    {
+        "onnx": "onnxaudit_adapters.onnx:open_onnx",
+        "ort": "onnxaudit_adapters.onnx:open_onnx",
+        "pt": "onnxaudit_adapters.torchscript:open_torchscript",
+        "ts": "onnxaudit_adapters.torchscript:open_torchscript",
+        "pt2": "onnxaudit_adapters.torchscript:open_exported",
+        "http": "onnxaudit_adapters.http:open_http",
+        "https": "onnxaudit_adapters.http:open_http",
+        "python": "onnxaudit_adapters.callable:open_callable",
+    }
+)
+NOT_SUFFIXES = ("http", "https", "python")
 
 
-def adapters() -> dict[str, EntryPoint]:
-    """The installed adapters by the kind of target they open: a file suffix, a URL scheme, or "python"."""
-    return {point.name: point for point in entry_points(group=GROUP)}
+def adapters() -> dict[str, tuple[str, str]]:
+    """What opens each kind of target: the adapter as module:function, and the package that brings it."""
+    from importlib.metadata import entry_points
+
+    others = {point.name: (point.value, point.dist.name if point.dist else "") for point in entry_points(group=GROUP)}
+    return {**others, **{kind: (reference, "onnxaudit") for kind, reference in SHIPPED.items()}}
 
 
 def kind_of(source: str) -> str:
@@ -24,8 +47,6 @@ def kind_of(source: str) -> str:
     if separator:
         return scheme.lower()
     path = Path(source)
-    if not path.suffix and ":" in source and not path.exists():
-        return "python"
     module, _, name = source.partition(":")
     if name.isidentifier() and all(part.isidentifier() for part in module.split(".")) and not path.exists():
         return "python"
@@ -38,11 +59,18 @@ def open_suspect(target: Target) -> Suspect:
     Raises UsageError for an unknown kind or a missing file, and whatever OnnxauditError the adapter raises.
     """
     kind = kind_of(target.source)
-    point = next(iter(entry_points(group=GROUP, name=kind)), None)
-    if point is None:
-        known = ", ".join(sorted(f".{name}" for name in adapters() if name not in ("http", "https", "python")))
+    reference = SHIPPED.get(kind) or adapters().get(kind, ("", ""))[0]
+    if not reference:
+        known = ", ".join(sorted(f".{name}" for name in adapters() if name not in NOT_SUFFIXES))
         shown = target.source.rpartition("@")[2].partition("?")[0]  # what stands before and after may be secret
         raise UsageError(f"nothing here opens {shown!r}", f"Give a file ({known}), a URL, or module:function.")
-    if kind not in ("http", "https", "python") and not Path(target.source).is_file():
+    if kind not in NOT_SUFFIXES and not Path(target.source).is_file():
         raise UsageError(f"{target.source} is not a file", "Check the path.")
-    return cast("Callable[[Target], Suspect]", point.load())(target)
+    return cast("Callable[[Target], Suspect]", pkgutil.resolve_name(reference))(target)
+
+
+def reduce_access(suspect: Suspect, access: Access, k: int) -> Suspect:
+    """The suspect as one that gives no more than ``access``; the wrapper comes with the adapters."""
+    return cast("Callable[[Suspect, Access, int], Suspect]", pkgutil.resolve_name("onnxaudit_adapters.access:Reduced"))(
+        suspect, access, k
+    )

@@ -109,7 +109,7 @@ def _size(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SuspectCard:
     """What is known of a suspect before it is asked.
 
@@ -126,7 +126,7 @@ class SuspectCard:
     runtime: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Target:
     """What a user asks to be opened, and how. input, layout …: None where the user said nothing.
 

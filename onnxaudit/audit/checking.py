@@ -41,7 +41,7 @@ SHORTFALL = 0.03
 """References whose median control accuracy is this far below the victim's are weak: the tolerance is widened."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CheckOptions:
     """How a check is to be done. alpha None: the bundle's. repeat: queries asked twice, to see whether answers are stable.
 

@@ -16,9 +16,9 @@ from onnxaudit.audit.comparing import compare
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.decode import canonical
-from onnxaudit.errors import OnnxauditError, UsageError
+from onnxaudit.errors import OnnxauditError
 from onnxaudit.evidence.calibration import p_floor
-from onnxaudit.registry import open_suspect
+from onnxaudit.registry import open_suspect, reduce_access
 from onnxaudit.report.model import INCONCLUSIVE, Controls, Report
 from onnxaudit.suspect import Suspect, Target
 
@@ -58,13 +58,7 @@ def run_check(
 def _reduced(suspect: Suspect, level: tuple[Access, int] | None) -> Suspect:
     if level is None:
         return suspect
-    from importlib.metadata import entry_points
-
-    point = next(iter(entry_points(group="onnxaudit.wrappers", name="access")), None)
-    if point is None:
-        raise UsageError("--access needs the adapters package", "Install onnxaudit again.")
-    wrapped: Suspect = point.load()(suspect, *level)
-    return wrapped
+    return reduce_access(suspect, *level)
 
 
 def _digest(bundle: QueryBundle, source: str, http: Mapping[str, Any]) -> str:

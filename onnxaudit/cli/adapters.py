@@ -10,10 +10,6 @@ def adapters(debug: Annotated[bool, typer.Option("--debug", hidden=True)] = Fals
     from onnxaudit.registry import adapters as installed
     from onnxaudit.report.text import table
 
-    web = ("http", "https", "python")
-    rows = [
-        (f"{name}://" if name in web[:2] else "module:function" if name == "python" else f".{name}", point.value, point.dist.name)
-        for name, point in sorted(installed().items())
-        if point.dist is not None
-    ]
+    forms = {"http": "http://", "https": "https://", "python": "module:function"}
+    rows = [(forms.get(kind, f".{kind}"), *found) for kind, found in sorted(installed().items())]
     typer.echo(table(("opens", "adapter", "package"), rows))

@@ -13,7 +13,7 @@ DERIVED, NOT_SHOWN, INCONCLUSIVE = "derived", "not-shown", "inconclusive"
 EXIT_CODES: Mapping[str, int] = {NOT_SHOWN: 0, DERIVED: 10, INCONCLUSIVE: 11}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SchemeResult:
     """One scheme's part. score: larger is closer; skipped: why it did not run.
 
@@ -31,7 +31,7 @@ class SchemeResult:
     reference_max: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Controls:
     """The control queries. agreement: on those that victim and references find easy; accuracy: on all, where labelled.
 
@@ -48,7 +48,7 @@ class Controls:
     answered: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Report:
     """Everything a check found. p_exchangeable: the p-value without tolerance, for comparison. conditions: what is assumed."""
 

@@ -21,7 +21,7 @@ class Need(Flag):
     LABELS = auto()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Scheme:
     """A fingerprinting method. sampling: parameters of the sampler; representing: of the representation."""
 

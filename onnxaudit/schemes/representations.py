@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
@@ -30,7 +31,7 @@ def correlation(
     which are the logits up to a constant and so the same whether a model ends in logits or in softmax.
     Labels: smooth labels (1 - epsilon) onehot + epsilon / C (eq. 5). top-k: the missing mass is spread evenly.
     """
-    rows, columns = np.triu_indices(len(answers), 1)
+    rows, columns = _pairs(len(answers))
     outputs = _fed(answers, feed, epsilon)
     norms = np.linalg.norm(outputs, axis=1, keepdims=True)
     outputs = outputs / np.maximum(norms, 1e-12)
@@ -40,6 +41,12 @@ def correlation(
     if kernel == "rbf":
         return np.asarray(np.exp(-(2 - 2 * cosine) / two_delta_squared))
     raise ValueError(f"unknown kernel {kernel!r}")
+
+
+@functools.cache
+def _pairs(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Row and column of each element above the diagonal; the same for every model."""
+    return np.triu_indices(n, 1)
 
 
 def _fed(answers: Answers, feed: str, epsilon: float) -> NDArray[np.float64]:
