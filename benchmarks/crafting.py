@@ -8,8 +8,8 @@ All walk the same starts to the same targets on the same victim, with the same m
 - as published: one image at a time, ``torch.optim.Adam`` with the paper's step of 0.001, in floats.
 - same step: one image at a time with our step and our rounding, so that only the batching differs.
 
-One at a time is timed on ``--images`` of the points, on one thread, which is its fastest setting. "bare" is the time of bare forward
-and backward passes over as many images as the batched walk shows to the victim, in full batches: the limit on this machine.
+One at a time is timed on ``--images`` of the points, on one thread, which is its fastest setting. "bare" is the time of bare
+forward and backward passes over as many images as the batched walk shows to the victim, in full batches: the limit on this machine.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,10 @@ from onnxaudit.evidence.calibration import p_floor
 from onnxaudit.registry import open_suspect, reduce_access
 from onnxaudit.report.model import INCONCLUSIVE, Controls, Report
 from onnxaudit.suspect import Suspect, Target
+
+
+CREDENTIALS = re.compile("auth|cookie|key|token|secret|signature|date", re.IGNORECASE)
+"""Headers that say who asks, not whom."""
 
 
 def run_check(
@@ -62,8 +67,12 @@ def _reduced(suspect: Suspect, level: tuple[Access, int] | None) -> Suspect:
 
 
 def _digest(bundle: QueryBundle, source: str, http: Mapping[str, Any]) -> str:
-    """Which suspect a URL and its headers mean, without telling what they say: slow to compute, and salted with the bundle."""
-    said = canonical([source, sorted(http.get("headers", {}).items()), http.get("dialect"), http.get("output_name")])
+    """Which suspect a URL and its headers mean, without telling what they say: slow to compute, and salted with the bundle.
+
+    Credentials are left out: they may be renewed before a run is gone on with.
+    """
+    headers = sorted((n.lower(), v) for n, v in (http.get("headers") or {}).items() if not CREDENTIALS.search(n))
+    said = canonical([source, headers, http.get("dialect"), http.get("output_name")])
     return hashlib.scrypt(said.encode(), salt=bundle.id.encode(), n=2**14, r=8, p=1, dklen=32).hex()
 
 
