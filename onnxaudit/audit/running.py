@@ -23,7 +23,6 @@ from onnxaudit.registry import open_suspect, reduce_access
 from onnxaudit.report.model import INCONCLUSIVE, Controls, Report
 from onnxaudit.suspect import Suspect, Target
 
-
 CREDENTIALS = re.compile("auth|cookie|key|token|secret|signature|date", re.IGNORECASE)
 """Headers that say who asks, not whom."""
 
