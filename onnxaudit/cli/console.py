@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,29 @@ class Console:
             print(f"  {words}", file=sys.stderr)
 
     def task(self, words: str, total: int) -> Callable[[int], None]:
-        """A bar that appears if the step lasts."""
+        """A bar that appears once the step has lasted a second, whether or not anything was done by then."""
         if self._quiet or not sys.stderr.isatty():
             return lambda done: None  # noqa: ARG005
-        started = time.monotonic()
-        handle: list[Any] = []
+        lock = threading.Lock()
+        latest, handle = [0], list[Any]()
+
+        def draw() -> None:
+            with lock:
+                if not handle and latest[0] < total:
+                    handle.append(self._progress().add_task(words, total=total))
+                if handle:
+                    self._bars.update(handle[0], completed=latest[0], visible=latest[0] < total)
+
+        timer = threading.Timer(PATIENCE, draw)
+        timer.daemon = True
+        timer.start()
 
         def update(done: int) -> None:
-            if not handle and time.monotonic() - started > PATIENCE and done < total:
-                handle.append(self._progress().add_task(words, total=total))
+            latest[0] = done
+            if done >= total:
+                timer.cancel()
             if handle:
-                self._bars.update(handle[0], completed=done, visible=done < total)
+                draw()
 
         return update
 
