@@ -112,6 +112,23 @@ def test_the_layout_is_that_of_format_1(path: Path) -> None:
     assert manifest["format"] == FORMAT == 1
     assert set(manifest["tensors"]) == set(header) - {"__metadata__"}
     assert b"pickle" not in data
+    seal = manifest.pop("digest")
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert seal == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_seal_is_in_the_file_and_not_in_memory(tmp_path: Path) -> None:
+    made = simulated_bundle(1)
+    saved = made.save(tmp_path / "a.oab")
+    assert (made.manifest.digest, saved.manifest.digest, load(tmp_path / "a.oab").manifest.digest) == ("", "", "")
+
+
+@pytest.mark.parametrize("digest", [None, "", "0" * 64, 7])
+def test_a_manifest_without_its_seal_is_refused(path: Path, digest: object) -> None:
+    rewrite(path, lambda manifest, _: manifest.update(digest=digest), seal=False)
+    assert "the manifest does not match its digest" in refused(path)
+    rewrite(path, lambda manifest, _: manifest.pop("digest"), seal=False)
+    assert "the manifest does not match its digest" in refused(path)
 
 
 def test_an_existing_file_is_kept_unless_forced(path: Path) -> None:
@@ -275,7 +292,8 @@ def test_another_format_says_which_is_read(path: Path) -> None:
 @pytest.mark.parametrize("version", [None, "1", 1.5, 0, -1, True, [1]])
 def test_strange_formats_are_refused(path: Path, version: object) -> None:
     rewrite(path, lambda manifest, _: manifest.update(format=version))
-    refused(path)
+    said = "format must be int" if version is True else f"has bundle format {version!r}, this version reads 1"
+    assert said in refused(path)
 
 
 def set_model(place: int, **values: object) -> Edit:

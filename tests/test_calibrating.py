@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxaudit.answers import Access
-from onnxaudit.audit.calibrating import add_models, ask_model, calibrate, control_accuracy, model_files
+from onnxaudit.answers import Access, Answers
+from onnxaudit.audit.calibrating import add_models, ask_model, calibrate, control_accuracy, model_files, refusal
 from onnxaudit.audit.checking import judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle, load
@@ -90,13 +90,35 @@ def test_a_calibrated_bundle_is_saved_and_loaded(bare: QueryBundle, tmp_path: Pa
     assert np.array_equal(loaded.answers["reference-000"].dense(), made.answers["reference-000"].dense())
 
 
-@pytest.mark.parametrize(
-    "file",
-    ["suspects/copy.onnx", "suspects/int8-static.onnx", "suspects/int8-dynamic.onnx", "victim.pt", "suspects/finetune-last.onnx"],
-)
+@pytest.mark.parametrize("file", ["suspects/copy.onnx", "victim.pt"])
 def test_the_victim_and_its_copies_are_no_references(bare: QueryBundle, file: str) -> None:
-    with pytest.raises(UsageError, match=r"% of the fingerprint queries: it is the victim, or made from it"):
+    with pytest.raises(
+        UsageError, match=r"gives the victim's label to every fingerprint query: it is the victim, or a copy of it"
+    ):
         add(bare, ZOO / file)
+
+
+@pytest.mark.parametrize("file", ["int8-static.onnx", "int8-dynamic.onnx", "finetune-last.onnx"])
+def test_a_model_that_is_only_close_to_the_victim_is_kept(bare: QueryBundle, file: str) -> None:
+    """Leaving out what is close would cut off the very tail that p is read from: it would accuse innocents."""
+    made = add(bare, SUSPECTS / file)
+    assert [model.source for model in made.manifest.of_role("reference")] == [file]
+    assert made.manifest.pool_notes == ()
+    start, _ = bare.manifest.controls
+    same = (made.answers["reference-000"].labels == bare.answers["victim"].labels)[:start]
+    assert 0.8 < same.mean() < 1
+
+
+def test_one_other_label_to_a_fingerprint_query_makes_it_another_model(bare: QueryBundle) -> None:
+    victim, (start, _) = bare.answers["victim"], bare.manifest.controls
+    entry = dataclasses.replace(bare.manifest.victim, id="reference-000", role="reference", sha256="e" * 64)
+    for row, refused in ((0, False), (start - 1, False), (start, True), (len(victim) - 1, True)):
+        labels = victim.labels.copy()
+        labels[row] = (labels[row] + 1) % 10
+        words = refusal(bare, entry, Answers.from_labels(labels, 10))
+        assert (words is not None) is refused, row
+    for role in ("sibling", "surrogate"):
+        assert refusal(bare, dataclasses.replace(entry, role=role), victim) is None
 
 
 def test_a_copy_that_gives_labels_only_is_no_reference_either(bare: QueryBundle, tmp_path: Path) -> None:
@@ -131,12 +153,32 @@ def test_the_same_network_in_another_file_does_not_count_twice(bare: QueryBundle
 
 
 def test_a_model_at_chance_is_not_a_reference(bare: QueryBundle, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"% of the controls right, which is chance"):
+    best = bare.manifest.victim.accuracy
+    assert best is not None
+    said = rf"gets \d+\.\d% of the controls right, the victim {best:.1%}: wrong input convention or label order"
+    with pytest.raises(UsageError, match=said):
         add(bare, save_linear(tmp_path / "random.onnx"))
     constant = np.zeros((784, 10), np.float32)
     constant[:, 4] = 1
-    with pytest.raises(UsageError, match="which is chance"):
+    with pytest.raises(UsageError, match=said):
         add(bare, save_linear(tmp_path / "constant.onnx", weights=constant))
+
+
+@pytest.mark.parametrize("order", [[1, 0, 3, 2, 5, 4, 6, 7, 8, 9], [9, 0, 1, 2, 3, 4, 5, 6, 7, 8]], ids=["some", "all"])
+def test_a_model_with_another_label_order_is_not_a_reference(bare: QueryBundle, tmp_path: Path, order: list[int]) -> None:
+    with pytest.raises(UsageError, match="wrong input convention or label order"):
+        add(bare, save_linear(tmp_path / "turned.onnx", weights=ridge_weights()[:, order].copy()))
+
+
+def test_a_reference_needs_seven_tenths_of_the_victim_s_accuracy(bare: QueryBundle) -> None:
+    best, answers = bare.manifest.victim.accuracy, bare.answers["victim"]
+    assert best is not None
+    other = Answers.from_labels((answers.labels + 1) % 10, 10)
+    entry = dataclasses.replace(bare.manifest.victim, id="reference-000", role="reference", sha256=None)
+    for share, refused in ((0.5, True), (0.69, True), (0.71, False), (1.0, False), (1.1, False)):
+        words = refusal(bare, dataclasses.replace(entry, accuracy=share * best), other)
+        assert (words is not None) is refused, share
+    assert refusal(bare, dataclasses.replace(entry, accuracy=None), other) is None
 
 
 def test_an_honest_linear_model_is_one(bare: QueryBundle, tmp_path: Path) -> None:
@@ -176,6 +218,13 @@ def test_a_folder_is_taken_as_far_as_it_goes_and_the_rest_is_told(bare: QueryBun
         ("reference-001", "f.onnx", "mine"),
     ]
     assert [note.split(" ")[2].rpartition("/")[2] for note in progress.notes] == ["b.onnx", "c.onnx", "d.onnx", "e.onnx"]
+    assert made.manifest.pool_notes == tuple(progress.notes)
+    assert all(note.startswith("left out: ") for note in progress.notes)
+    assert bare.manifest.pool_notes == ()
+    report = judge(made, fake_card(made), made.answers["reference-000"], None)
+    assert set(progress.notes) <= set(report.conditions)
+    saved = made.save(tmp_path / "made.oab")
+    assert load(tmp_path / "made.oab").manifest.pool_notes == saved.manifest.pool_notes == made.manifest.pool_notes
 
 
 def test_folders_of_models(tmp_path: Path) -> None:

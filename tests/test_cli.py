@@ -180,7 +180,11 @@ def test_show_verify_and_calibrate(folder: Path) -> None:
     informed(folder / "m.onnx", load(folder / "small.oab"))
     before = (folder / "small.oab").read_bytes()
     assert_error(run("calibrate", "m.onnx", cwd=folder), 2, r"small\.oab exists already.*--force")
-    assert_error(run("calibrate", "m.onnx", "zero.onnx", "-o", "new.oab", cwd=folder), 2, r"zero\.onnx .*which is chance")
+    assert_error(
+        run("calibrate", "m.onnx", "zero.onnx", "-o", "new.oab", cwd=folder),
+        2,
+        r"zero\.onnx gets .*the victim 82\.5%: wrong input",
+    )
     assert not (folder / "new.oab").exists()
     added = run("calibrate", "m.onnx", "-o", "new.oab", cwd=folder)
     assert (added.returncode, added.stderr) == (0, "")
@@ -221,6 +225,8 @@ def nan_model(path: Path) -> None:
 ERRORS: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
     "missing suspect": (lambda _: ["gone.onnx"], 2, r"gone\.onnx is not a file"),
     "no suspect": (lambda _: [], 2, "SUSPECT or --url"),
+    "url of a file": (lambda _: ["--url", "m.onnx"], 2, "--url must begin with http"),
+    "url of another kind": (lambda _: ["--url", "ftp://127.0.0.1/m"], 2, "--url must begin with http"),
     "suspect and url": (lambda _: ["m.onnx", "--url", "http://127.0.0.1:9/"], 2, "SUSPECT or --url"),
     "unknown kind": (saved("m.xyz", lambda path: path.write_text("x")), 2, r"nothing here opens 'm\.xyz'.*\.onnx"),
     "folder": (saved("m.onnx", lambda path: path.mkdir()), 2, "not a file"),
@@ -251,6 +257,36 @@ def test_mistakes_are_told_in_one_line(folder: Path, what: str) -> None:
     before = sorted(path.name for path in folder.iterdir())
     assert_error(run("check", *arguments, cwd=folder), code, said)
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+REPORTED = (
+    "missing suspect", "unknown kind", "folder", "text as model", "empty file", "wrong number of classes", "NaN", "wrong size",
+    "unknown function", "unknown module", "no references there",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REPORTED)
+def test_whatever_fails_once_the_bundle_is_loaded_is_a_report(folder: Path, what: str) -> None:
+    prepare, code, said = ERRORS[what]
+    done = run("check", *prepare(folder), "--json", "-o", "r.json", cwd=folder)
+    report = document(done)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert (report["status"], report["finding"], report["p_value"]) == ("failed", "inconclusive", None)
+    assert re.search(said, report["error"])
+    assert report["bundle"]["id"] == load(folder / "small.oab").id
+    assert report["queries"] == {"sent": 0, "reused": 0, "failed": 0}
+    assert json.loads((folder / "r.json").read_text()) == report
+
+
+def test_a_report_is_shown_before_it_is_written(folder: Path) -> None:
+    """Answers were paid for: a file that cannot be written must not swallow what they say."""
+    honest(folder / "m.onnx")
+    (folder / "r.json").mkdir()
+    done = run("check", "m.onnx", "--json", "-o", "r.json", cwd=folder)
+    assert document(done)["status"] == "complete"
+    assert done.stderr.startswith("error: r.json cannot be written")
+    assert done.stderr.count("\n") == 1
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["check", "--frobnicate"], ["check", "--budget", "many", "m.onnx"]])
@@ -311,7 +347,16 @@ def test_an_interview_is_resumed_and_not_overwritten(folder: Path) -> None:
     assert first["queries"] == {"sent": 30, "reused": 0, "failed": 0}
     assert_error(run("check", "m.onnx", "--evidence", "e.jsonl", cwd=folder), 2, "exists already.*--resume")
     second = document(run("check", "m.onnx", "--json", "--evidence", "e.jsonl", "--resume", cwd=folder))
-    assert second["queries"] == {"sent": 54, "reused": 30, "failed": 0}
+    assert second["queries"] == {"sent": 54 + 8, "reused": 30, "failed": 0}  # eight are asked again after resuming
+    assert "answers were judged 2 times as they came in: p is multiplied by 2" in second["conditions"]
+    assert (first["p_floor"], second["p_floor"]) == (0.05, 0.1)
+    assert any(reason.startswith("19 references after 2 looks: ") for reason in second["reasons"])
+    for otherwise in (["--access", "label"], ["--scale", "1"], ["--mean", "0.5"]):
+        arguments = ["m.onnx", *otherwise, "--evidence", "e.jsonl", "--resume"]
+        assert_error(run("check", *arguments, cwd=folder), 2, "another bundle or suspect")
+    (folder / "notes.txt").write_text("mine")
+    assert_error(run("check", "m.onnx", "--evidence", "notes.txt", "--resume", cwd=folder), 2, "is not a transcript")
+    assert (folder / "notes.txt").read_text() == "mine"
     save_linear(folder / "other.onnx", 5, seed=1, size=4)
     assert_error(run("check", "other.onnx", "--evidence", "e.jsonl", "--resume", cwd=folder), 2, "another bundle or suspect")
 
@@ -332,10 +377,24 @@ def test_a_pickle_is_refused_and_never_run(folder: Path, command: str) -> None:
     assert_error(done, 3, r"victim\.pt")
 
 
-def test_debug_shows_where_it_went_wrong(folder: Path) -> None:
-    done = run("check", "gone.onnx", "--debug", cwd=folder)
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["check", "gone.onnx"], 2),
+        (["check", "text.onnx"], 3),
+        (["check", "m.onnx", "--bundle", "gone.oab"], 2),
+        (["show", "text.onnx"], 3),
+        (["calibrate", "gone.onnx", "-o", "new.oab"], 2),
+    ],
+)
+def test_debug_shows_where_it_went_wrong_and_keeps_the_exit_code(folder: Path, arguments: list[str], code: int) -> None:
+    (folder / "text.onnx").write_text("just text")
+    plain = run(*arguments, cwd=folder)
+    assert_error(plain, code, ".")
+    done = run(*arguments, "--debug", cwd=folder)
     assert "Traceback" in done.stderr
-    assert done.returncode not in (0, 10, 11)  # a crash never reads as a finding
+    assert done.stderr.endswith(plain.stderr)
+    assert (done.returncode, done.stdout) == (code, "")
 
 
 # ----------------------------------------------------------------------------------------------------------- help, imports
@@ -372,7 +431,8 @@ def test_light_commands_import_nothing_heavy(crafted_path: Path, tmp_path: Path,
         "--help": ["--help"],
     }[command]
     code = f"""
-import sys
+import os, sys
+os._exit = sys.exit  # check leaves the interpreter in a hurry; what it imported is to be told first
 sys.argv = ['onnxaudit', *{arguments!r}]
 from onnxaudit.cli import main
 try:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access
-from onnxaudit.audit.comparing import compare
+from onnxaudit.audit.comparing import FEWEST_CONTROLS, FEWEST_QUERIES, compare
 from onnxaudit.evidence.calibration import (
     COVARIATE_MODELS,
     TOLERANCE,
@@ -24,9 +24,12 @@ from onnxaudit.evidence.calibration import (
     mean_agreement,
     p_floor,
     p_value,
+    standardise,
     studentised,
+    usable,
 )
 from onnxaudit.evidence.multiple import holm
+from onnxaudit.schemes.catalogue import CATALOGUE
 from tests.bundles import simulated_bundle
 
 DRAWS = 2000
@@ -76,7 +79,7 @@ def with_tied_covariate(rng: np.random.Generator, models: int) -> tuple[list[Flo
 
 
 def statistics(scores: list[Floats], covariate: Floats | None) -> Floats:
-    return combined([studentised(score, covariate, 1e-6) for score in scores])
+    return combined([standardise(score, covariate, 1e-6) for score in scores])
 
 
 @pytest.mark.parametrize("references", [19, 39])
@@ -85,8 +88,9 @@ def test_exchangeable_innocents_are_accused_at_most_as_often_as_alpha_says(draw:
     rng = np.random.default_rng([references, 1])
     exact, tolerant = np.empty(DRAWS), np.empty(DRAWS)
     for i in range(DRAWS):
-        found = statistics(*draw(rng, references + 1))
-        exact[i], tolerant[i] = p_value(found), p_value(found, TOLERANCE)
+        scores, covariate = draw(rng, references + 1)
+        found = statistics(scores, covariate)
+        exact[i], tolerant[i] = p_value(found), p_value(found, TOLERANCE, len(scores))
     for alpha in ALPHAS:
         hits = int((exact <= alpha).sum())
         assert lower_limit(hits, DRAWS) <= alpha, f"{hits / DRAWS:.1%} of innocents have p <= {alpha}"
@@ -108,14 +112,16 @@ def test_the_simulation_would_notice_a_statistic_that_is_not_symmetric() -> None
 
 def test_innocents_that_are_better_than_all_references_are_not_accused_where_the_score_follows_accuracy() -> None:
     rng = np.random.default_rng(8)
-    references, adjusted, plain = 39, 0, 0
+    references, adjusted, plain, tolerant = 39, 0, 0, 0
     for _ in range(DRAWS):
         accuracy = np.append(rng.uniform(0.80, 0.86, references), rng.uniform(0.89, 0.92))
         scores = [slope * accuracy + rng.normal(0, 0.02, references + 1) for slope in (1.0, 2.0)]
-        adjusted += p_value(statistics(scores, accuracy)) <= 0.05
+        adjusted += p_value(combined([studentised(score, accuracy, 1e-6) for score in scores])) <= 0.05
         plain += p_value(statistics(scores, None)) <= 0.05
+        tolerant += p_value(statistics(scores, accuracy), TOLERANCE, len(scores)) <= 0.05
     assert plain > 0.8 * DRAWS  # the danger is real
     assert lower_limit(adjusted, DRAWS) <= 0.05
+    assert lower_limit(tolerant, DRAWS) <= 0.05  # as check judges: the lesser of both scores, and the tolerance
 
 
 def test_a_thief_is_found_through_tolerance_and_covariate() -> None:
@@ -123,7 +129,7 @@ def test_a_thief_is_found_through_tolerance_and_covariate() -> None:
     scores, accuracy = with_covariate(rng, 40)
     for score in scores:
         score[-1] = score[:-1].max() + 1.0
-    assert p_value(statistics(scores, accuracy), WIDE_TOLERANCE) == p_floor(39)
+    assert p_value(statistics(scores, accuracy), WIDE_TOLERANCE, len(scores)) == p_floor(39)
 
 
 @pytest.mark.parametrize("models", [COVARIATE_MODELS + 1, 20, 43])
@@ -258,14 +264,47 @@ def test_tolerance_is_in_deviations_of_the_references() -> None:
     assert p_value(np.append(references, 5.6), 2.0) == pytest.approx(3 / 6)
 
 
-@pytest.mark.parametrize("found", [[0.0, 1.0, 2.0, math.nan], [math.nan, 1.0, 2.0, 3.0], [math.nan] * 4])
+@pytest.mark.parametrize("found", [[0.0, 1.0, 2.0, math.nan], [math.nan, 1.0, 2.0, 30.0], [math.nan] * 4])
 def test_what_is_not_a_number_never_accuses(found: list[float]) -> None:
-    """A NaN compares as false with everything; it must fail towards p = 1 (or raise), never towards the floor."""
-    try:
-        p = p_value(np.array(found), TOLERANCE)
-    except (ValueError, FloatingPointError):
-        return
-    assert p > p_floor(3)
+    """A NaN compares as false with everything; it must fail towards p = 1, never towards the floor."""
+    for tolerance in (TOLERANCE, WIDE_TOLERANCE):
+        assert p_value(np.array(found), tolerance) == 1
+    assert p_value(np.array(found)) > p_floor(3)
+
+
+def test_references_that_all_score_alike_do_not_make_a_small_difference_large() -> None:
+    """A mean of k unrelated z-scores has deviation 1 / sqrt(k): references closer together than that are a coincidence."""
+    alike = np.full(19, 0.1) + 1e-3 * np.arange(19)
+    for schemes in (1, 4, 9):
+        least = 1 / math.sqrt(schemes)
+        assert p_value(np.append(alike, alike.max() + 0.98 * least), 1.0, schemes) > p_floor(19)
+        assert p_value(np.append(alike, alike.max() + 1.02 * least), 1.0, schemes) == p_floor(19)
+        assert p_value(np.append(alike, alike.max() + 1.02 * least), 2.0, schemes) == 1
+    assert p_value(np.append(alike, alike.max() + 0.01)) == p_floor(19)  # without tolerance the spread plays no part
+    wide = 10 * np.arange(19.0)
+    for schemes in (1, 9):  # references that differ more have their own deviation
+        assert p_value(np.append(wide, wide.max() + 1.0), 1.0, schemes) > p_value(np.append(wide, wide.max() + 1.0))
+
+
+def test_the_adjustment_can_only_acquit() -> None:
+    """A suspect with another label order agrees with no other model; its place far from the line is no evidence."""
+    rng = np.random.default_rng(6)
+    accuracy = np.append(rng.uniform(0.8, 0.9, 39), 0.1)
+    scores = np.append(4 * accuracy[:-1] + rng.normal(0, 0.01, 39), 3.0)  # 3.0 is less than any reference has
+    alone = studentised(scores, accuracy, 1e-6)
+    assert p_value(alone, TOLERANCE) == p_floor(39)  # the danger is real
+    found = standardise(scores, accuracy, 1e-6)
+    assert p_value(found, TOLERANCE) == 1
+    assert found.tolist() == np.minimum(studentised(scores, None, 1e-6), alone).tolist()
+    assert standardise(scores, None, 1e-6).tolist() == studentised(scores, None, 1e-6).tolist()
+
+
+def test_a_covariate_is_usable_with_enough_models_that_differ() -> None:
+    varied = np.linspace(0.8, 0.9, COVARIATE_MODELS + 1)
+    assert usable(varied)
+    assert not usable(varied[1:])
+    assert not usable(np.full(40, 0.8))
+    assert not usable(None)
 
 
 def test_floor_says_how_many_references_an_alpha_needs() -> None:
@@ -314,16 +353,61 @@ def test_unanswered_rows_are_left_out_for_all_models_alike() -> None:
     models = [bundle.answers[model.id] for model in bundle.manifest.of_role("reference")]
     classes = models[-1].classes.copy()
     start, stop = bundle.manifest.schemes[0].rows
-    classes[start + 5 : stop] = -1
+    classes[start + 12 : stop] = -1
     suspect = dataclasses.replace(models[-1], classes=classes)
     found = compare(bundle, models[:-1], suspect).schemes[0]
-    victim = bundle.answers["victim"].labels[start : start + 5]
-    assert found.queries == 5
+    victim = bundle.answers["victim"].labels[start : start + 12]
+    assert found.queries == 12
     assert found.scores is not None
-    expected = [(model.labels[start : start + 5] == victim).mean() for model in models]
+    expected = [(model.labels[start : start + 12] == victim).mean() for model in models]
     assert found.scores.tolist() == pytest.approx(expected)
-    one = classes.copy()
-    one[start + 1 : stop] = -1
-    skipped = compare(bundle, models[:-1], dataclasses.replace(suspect, classes=one)).schemes[0]
-    assert skipped.scores is None
-    assert skipped.skipped
+
+
+@pytest.mark.parametrize(("answered", "ran"), [(0, 1), (1, 1), (FEWEST_QUERIES - 1, 1), (FEWEST_QUERIES, 2), (24, 2)])
+def test_a_scheme_of_which_too_little_was_answered_says_nothing(answered: int, ran: int) -> None:
+    bundle = simulated_bundle(references=20)
+    models = [bundle.answers[model.id] for model in bundle.manifest.of_role("reference")]
+    start, stop = bundle.manifest.schemes[0].rows
+    classes = models[-1].classes.copy()
+    classes[start + answered : stop] = -1
+    comparison = compare(bundle, models[:-1], dataclasses.replace(models[-1], classes=classes))
+    first, second = comparison.schemes
+    assert comparison.ran == ran
+    assert comparison.statistics is not None
+    assert (first.queries, second.skipped) == (answered, None)
+    assert (first.scores is None) == (first.standardised is None) == (ran == 1)
+    if ran == 1:
+        assert first.skipped == f"only {answered} of its queries were answered"
+        assert second.standardised is not None
+        assert np.array_equal(comparison.statistics, second.standardised)
+    else:
+        assert first.skipped is None
+
+
+@pytest.mark.parametrize(
+    ("controls", "references", "adjusted"), [(40, 20, True), (30, 20, True), (29, 20, False), (40, 11, False)]
+)
+def test_scores_are_adjusted_where_there_is_enough_to_adjust_by(controls: int, references: int, adjusted: bool) -> None:
+    bundle = simulated_bundle(references=references + 1)
+    models = [bundle.answers[model.id] for model in bundle.manifest.of_role("reference")]
+    assert len(models) == references + 1
+    start, stop = bundle.manifest.controls
+    classes = models[-1].classes.copy()
+    classes[start + controls : stop] = -1
+    found = compare(bundle, models[:-1], dataclasses.replace(models[-1], classes=classes))
+    assert found.adjusted is adjusted
+    assert found.ran == 2
+    rows = slice(start, start + controls)
+    covariate = mean_agreement(np.stack([model.labels[rows] for model in models])) if controls >= FEWEST_CONTROLS else None
+    for scheme in found.schemes:
+        assert scheme.scores is not None
+        assert scheme.standardised is not None
+        floor = CATALOGUE[scheme.name].resolution(scheme.queries)
+        assert scheme.standardised == pytest.approx(standardise(scheme.scores, covariate, floor))
+
+
+def test_only_a_rate_has_a_sampling_error_below_which_nothing_counts() -> None:
+    for name, item in CATALOGUE.items():
+        expected = [0.05, 0.1] if item.detector == "matching-rate" else [1e-6, 1e-6]
+        assert [item.resolution(queries) for queries in (100, 25)] == pytest.approx(expected), name
+    assert {item.detector for item in CATALOGUE.values()} == {"matching-rate", "l1"}

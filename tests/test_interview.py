@@ -6,6 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,55 @@ def test_lines_are_chained_and_the_last_one_seals_them(tmp_path: Path) -> None:
     for before, line in itertools.pairwise(lines):
         assert json.loads(line)["previous"] == hashlib.sha256(before).hexdigest()
     assert result.transcript_sha256 == hashlib.sha256(lines[-1]).hexdigest()
-    assert [row for line in lines[1:] for row in json.loads(line)["rows"]] == list(range(QUERIES))
+    assert [row for line in lines[1:-1] for row in json.loads(line)["rows"]] == list(range(QUERIES))
+    assert json.loads(lines[-1]) == {"look": QUERIES, "previous": hashlib.sha256(lines[-2]).hexdigest()}
+    assert len(lines) == 1 + -(-QUERIES // SIZE) + 1
+    assert result.looks == 1
+
+
+def test_every_line_is_forced_to_disk_before_anything_else_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.jsonl"
+    forced: list[int] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        forced.append(path.read_bytes().count(b"\n"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run(path, suspect())
+    assert forced == list(range(1, path.read_bytes().count(b"\n") + 1))
+
+
+@pytest.mark.parametrize(("limit", "asked_at_once"), [(1, 1), (7, 7), (BATCH, BATCH), (1000, BATCH), (None, BATCH)])
+def test_no_more_is_asked_at_once_than_the_suspect_takes(tmp_path: Path, limit: int | None, asked_at_once: int) -> None:
+    """Its own splitting would pay for a second request before the first one's answers are on disk."""
+    path = tmp_path / "t.jsonl"
+    asked = Recorded(BUNDLE, ANSWERS, batch=limit)
+    run(path, asked)
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()[1:-1]]
+    assert [len(line["rows"]) for line in lines] == asked.batches
+    assert max(asked.batches) == asked_at_once
+
+
+def test_an_unfinished_interview_was_not_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    with pytest.raises(SuspectError):
+        run(path, Recorded(BUNDLE, ANSWERS, fails_after=37, batch=SIZE))
+    assert not any("look" in json.loads(line) for line in path.read_bytes().splitlines())
+    assert run(path, suspect(), resume=True).looks == 1
+
+
+def test_looking_again_at_the_same_answers_is_free_and_at_more_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    looks = [run(path, suspect(), resume=True, budget=budget).looks for budget in (20, 30, 34, 30, None)]
+    assert looks == [1, 2, 3, 3, 3]
+    transcript = Transcript(path, HEADER, resume=True)
+    transcript.close()
+    assert transcript.looks == {20, 50, QUERIES}
+    noted = [entry["look"] for line in path.read_bytes().splitlines() if "look" in (entry := json.loads(line))]
+    assert noted == [20, 50, QUERIES]
+    assert interview(suspect(), BUNDLE.queries).looks == 1
 
 
 def test_each_batch_is_on_disk_before_the_next_is_asked(tmp_path: Path) -> None:
@@ -122,20 +171,35 @@ def test_a_last_line_that_was_cut_off_is_asked_again(tmp_path: Path) -> None:
     run(path, suspect())
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
-    last = len(whole) - len(lines[-1])
-    rows = json.loads(lines[-1])["rows"]
-    for length in (last + 1, last + 30, len(whole) - 2, len(whole) - 1):
-        path.write_bytes(whole[:length])
+    look = len(whole) - len(lines[-1])
+    last = look - len(lines[-2])
+    rows = json.loads(lines[-2])["rows"]
+    for begin, end, missing in ((last, look, rows), (look, len(whole), [])):
+        for length in (begin, begin + 1, begin + 30, end - 2, end - 1):
+            path.write_bytes(whole[:length])
+            asked = suspect()
+            assert run(path, asked, resume=True).looks == 1
+            assert asked.rows == missing
+            assert path.read_bytes() == whole
+    path.write_bytes(b"")  # not even the header was begun
+    asked = suspect()
+    run(path, asked, resume=True)
+    assert len(asked.rows) == QUERIES
+    assert path.read_bytes() == whole
+
+
+def test_what_never_became_a_transcript_is_not_overwritten(tmp_path: Path) -> None:
+    """Without one whole line nothing tells a begun transcript from somebody's notes."""
+    path = tmp_path / "t.jsonl"
+    run(path, suspect())
+    header = path.read_bytes().splitlines(keepends=True)[0]
+    for content in (header[:1], header[:-1], b"my notes", b"{", b"\x00\xff"):
+        path.write_bytes(content)
         asked = suspect()
-        run(path, asked, resume=True)
-        assert asked.rows == rows
-        assert path.read_bytes() == whole
-    for length in (0, 1, len(lines[0]) - 1):  # not even the header is there
-        path.write_bytes(whole[:length])
-        asked = suspect()
-        run(path, asked, resume=True)
-        assert len(asked.rows) == QUERIES
-        assert path.read_bytes() == whole
+        with pytest.raises(UsageError, match=r"t\.jsonl is not a transcript.*--evidence"):
+            run(path, asked, resume=True)
+        assert asked.rows == []
+        assert path.read_bytes() == content
 
 
 def test_resuming_what_was_never_begun_begins_it(tmp_path: Path) -> None:
@@ -149,9 +213,14 @@ def test_any_changed_byte_before_the_last_line_is_noticed(tmp_path: Path) -> Non
     run(path, suspect())
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
-    for place in [*range(0, 300, 7), *rng.integers(0, whole.rindex(b"\n", 0, -1), 200).tolist()]:
+    before_the_last = whole.rindex(b"\n", 0, -1)
+    places = [*range(0, 300, 7), *rng.integers(0, before_the_last, 200).tolist()]
+    changes = [(place, whole[place] ^ int(rng.integers(1, 256))) for place in places]
+    # what other readers take for the end of a line is no end of one that was cut off, else all that follows would be lost
+    changes += [(place, byte) for place in rng.integers(0, before_the_last, 10).tolist() for byte in b"\r\v\f\x1c"]
+    for place, byte in changes:
         damaged = bytearray(whole)
-        damaged[place] ^= int(rng.integers(1, 256))
+        damaged[place] = byte
         path.write_bytes(damaged)
         asked = suspect()
         with pytest.raises((ArtefactError, UsageError)):
@@ -199,16 +268,32 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
+@pytest.mark.parametrize("look", [False, True], ids=["last", "followed by a look"])
 @pytest.mark.parametrize("what", DAMAGE)
-def test_a_last_line_that_cannot_be_is_refused(tmp_path: Path, what: str) -> None:
-    """No later line seals the last one, so what it says has to make sense; NaN, above all, must not become evidence."""
+def test_a_last_line_that_cannot_be_is_refused(tmp_path: Path, what: str, look: bool) -> None:
+    """No secret seals the lines, so what they say has to make sense; NaN, above all, must not become evidence."""
     path = tmp_path / "t.jsonl"
     run(path, suspect())
-    *lines, last = path.read_bytes().splitlines(keepends=True)
+    *lines, last, _ = path.read_bytes().splitlines(keepends=True)
     entry = json.loads(last)
     assert len(entry["rows"]) == 4
     DAMAGE[what](entry)
-    path.write_bytes(b"".join(lines) + json.dumps(entry).encode() + b"\n")
+    lines.append(json.dumps(entry).encode() + b"\n")
+    if look:
+        lines.append(json.dumps({"look": QUERIES, "previous": hashlib.sha256(lines[-1]).hexdigest()}).encode() + b"\n")
+    path.write_bytes(b"".join(lines))
+    asked = suspect()
+    with pytest.raises(ArtefactError):
+        run(path, asked, resume=True)
+    assert asked.rows == []
+
+
+@pytest.mark.parametrize("look", ["many", None, [84], -3, 1.5, True])
+def test_a_look_that_cannot_be_is_refused(tmp_path: Path, look: object) -> None:
+    path = tmp_path / "t.jsonl"
+    run(path, suspect())
+    *lines, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines) + json.dumps({**json.loads(last), "look": look}).encode() + b"\n")
     with pytest.raises(ArtefactError):
         run(path, suspect(), resume=True)
 
@@ -223,7 +308,14 @@ def test_an_existing_transcript_is_not_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"bundle": "c" * 64}, {"suspect": {"source": "other.onnx", "sha256": None}}, {"schema": "x/2"}]
+    "change",
+    [
+        {"bundle": "c" * 64},
+        {"suspect": {"source": "other.onnx", "sha256": None}},
+        {"schema": "x/2"},
+        {"access": "label"},
+        {"input": {"scale": 1.0}},
+    ],
 )
 def test_a_transcript_of_another_bundle_or_suspect_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "t.jsonl"
@@ -267,12 +359,13 @@ def test_the_budget_is_for_new_queries_and_a_resumed_interview_ends_with_all_ans
     path = tmp_path / "t.jsonl"
     order = np.random.default_rng(3).permutation(QUERIES)
     rows: list[int] = []
-    for budget in (23, 23, 1, 100):
+    for looks, budget in enumerate((23, 23, 1, 100), start=1):
         asked = suspect()
         result = run(path, asked, resume=True, order=order, budget=budget)
         assert asked.rows == order[len(rows) : len(rows) + budget].tolist()
         assert (result.sent, result.reused) == (len(asked.rows), len(rows))
         rows += asked.rows
+        assert result.looks == looks
     assert rows == order.tolist()
     assert_exact(result.answers, ANSWERS)
 

@@ -29,8 +29,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def victim(digits: Path) -> Path:
-    """A small network trained on them."""
-    data = load_data(digits)
+    """A small network trained on three quarters of them: it is wrong on some of the rest."""
+    data, _ = split(load_data(digits))
     assert data.y is not None
     recipe = Recipe(arch="lenet", epochs=12, batch=32, flip=False, seed=3)
     network = fit(build(recipe, data.shape, 10), to_pixels(data.x), torch.from_numpy(data.y), recipe)
@@ -59,6 +59,9 @@ def test_trained_references_calibrate_and_are_not_trained_twice(digits: Path, vi
     first = craft(options, heard)
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "refs").iterdir()}
     assert len(first.manifest.of_role("reference")) == 2
+    assert first.manifest.pool_notes
+    assert set(first.manifest.pool_notes) <= set(heard.notes)
+    assert [entry.rows for entry in first.manifest.schemes] == [(0, 20), (20, 40)]
     assert any(note.startswith("references trained: median accuracy") for note in heard.notes)
     assert first.manifest.shortfall is not None
     assert {entry.kind for entry in first.manifest.of_role("reference")} == {"onnx"}
@@ -78,6 +81,9 @@ def test_weak_references_are_kept_apart_while_enough_are_left() -> None:
     trained = [TrainedReference(Path(f"{i}.onnx"), Recipe(), accuracy) for i, accuracy in enumerate([0.9, 0.8, 0.89, 0.7])]
     assert [r.path.name for r in choose(trained, 0.9, least=2)] == ["0.onnx", "2.onnx"]
     assert [r.path.name for r in choose(trained, 0.99, least=3)] == ["0.onnx", "2.onnx"]  # the median is 0.89
+    assert [r.path.name for r in choose(trained, 0.83, least=2)] == ["0.onnx", "1.onnx", "2.onnx"]
+    assert [r.path.name for r in choose(trained, 0.83, least=4)] == ["0.onnx", "2.onnx"]  # too few of the goal, so the median's
+    assert [r.path.name for r in choose(trained, 0.5, least=4)] == ["0.onnx", "1.onnx", "2.onnx", "3.onnx"]
 
 
 def test_training_references_needs_labels(digits: Path, victim: Path, tmp_path: Path) -> None:
