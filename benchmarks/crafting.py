@@ -9,7 +9,7 @@ All walk the same starts to the same targets on the same victim, with the same m
 - same step: one image at a time with our step and our rounding, so that only the batching differs.
 
 One at a time is timed on ``--images`` of the points, on one thread, which is its fastest setting. "bare" is the time of bare
-forward and backward passes over as many images as the batched walk shows to the victim, in full batches: the limit on this machine.
+forward and backward passes over as many images as the batched walk shows to the victim, in full batches: the machine's limit.
 """
 
 from __future__ import annotations

@@ -45,22 +45,20 @@ class Transcript:
             raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another place with --evidence.") from None
 
     def _read(self, header: dict[str, Any]) -> Iterator[bytes]:
-        for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True)):
-            if not line.endswith(b"\n"):
-                return  # cut off in the middle; these queries are asked again
-            entry = parse(line, f"{self.path.name} line {number + 1}")
+        *lines, _ = self.path.read_bytes().split(b"\n")  # what follows the last newline was cut off, and is asked again
+        for number, text in enumerate(lines):
+            where = f"{self.path.name} line {number + 1}"
+            entry = parse(text, where)
             if not isinstance(entry, dict) or entry.pop("previous", None) != self._previous:
-                raise ArtefactError(
-                    f"{self.path.name} line {number + 1} does not follow the line before", "The file was changed."
-                )
+                raise ArtefactError(f"{where} does not follow the line before", "The file was changed.")
             if number == 0 and entry != json.loads(canonical(header)):
                 raise UsageError(f"{self.path.name} is of another bundle or suspect", "Give --evidence another name.")
             if "look" in entry:
-                self.looks.add(int(entry["look"]))
+                self.looks.add(_look(entry["look"], where))
             elif number:
-                self.kept.append(_from_entry(entry, f"{self.path.name} line {number + 1}"))
-            self._previous = hashlib.sha256(line).hexdigest()
-            yield line
+                self.kept.append(_from_entry(entry, where))
+            self._previous = hashlib.sha256(text + b"\n").hexdigest()
+            yield text + b"\n"
 
     def record(self, rows: NDArray[np.int64], answers: Answers) -> None:
         """Append one batch and force it to disk."""
@@ -101,6 +99,12 @@ def _to_entry(rows: NDArray[np.int64], answers: Answers) -> dict[str, Any]:
         "access": answers.access.word,
         "num_classes": answers.num_classes,
     }
+
+
+def _look(value: object, where: str) -> int:
+    if type(value) is not int or value < 1:
+        raise ArtefactError(f"{where} is damaged: {str(value)[:20]!r} is no number of answers", "The file was changed.")
+    return value
 
 
 def _from_entry(entry: dict[str, Any], where: str) -> tuple[NDArray[np.int64], Answers]:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from onnxaudit.answers import Access, Answers
-from onnxaudit.audit.checking import FEWEST_EASY, FEWEST_OF_CLASS, REPEATS, SANE, CheckOptions, check, judge
+from onnxaudit.audit.checking import REPEATS, CheckOptions, check
+from onnxaudit.audit.judging import FEWEST_EASY, FEWEST_OF_CLASS, SANE, judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.audit.running import failed, run_check
 from onnxaudit.bundle import QueryBundle

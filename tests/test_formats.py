@@ -14,7 +14,8 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor, nn
 
 from onnxaudit.answers import Access, Answers
-from onnxaudit.audit.checking import CheckOptions, check, judge
+from onnxaudit.audit.checking import CheckOptions, check
+from onnxaudit.audit.judging import judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.craft.references import save_uint8_onnx

@@ -13,8 +13,8 @@ import numpy as np
 from onnxaudit import __version__
 from onnxaudit.answers import Access, Answers, parse_access
 from onnxaudit.audit.calibrating import add_models
-from onnxaudit.audit.checking import judge
 from onnxaudit.audit.comparing import compare
+from onnxaudit.audit.judging import judge
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import UsageError

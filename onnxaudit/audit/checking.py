@@ -1,44 +1,27 @@
-"""check(): ask a suspect, compare, and say what the evidence supports."""
+"""check(): ask a suspect, and have what it said judged."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxaudit import __version__
-from onnxaudit.answers import Answers
-from onnxaudit.audit.calibrating import add_models, control_accuracy, model_files
-from onnxaudit.audit.comparing import FEWEST_CONTROLS, Comparison, compare
+from onnxaudit.audit.calibrating import add_models, model_files
+from onnxaudit.audit.judging import judge
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import BudgetSpent, UsageError
-from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value
-from onnxaudit.evidence.multiple import holm
 from onnxaudit.interview import Interview, interview
-from onnxaudit.report.model import DERIVED, INCONCLUSIVE, NOT_SHOWN, Controls, Report, SchemeResult
+from onnxaudit.report.model import Report
 from onnxaudit.suspect import Suspect, SuspectCard, Target
 from onnxaudit.transcript import Transcript
 
-EASY = 0.75
-"""A control counts as easy if the victim and this share of the references give its label."""
-SANE = 0.8
-"""A suspect that gets fewer of the easy controls than this is mis-wired, of another task, or broken."""
-FEWEST_EASY = 10
-FEWEST_OF_CLASS = 4
-CONFUSED = 0.25
-"""A suspect that gets no more than this of a class's easy controls right has another label order."""
 REPEATS = 8
 """Queries asked again after resuming."""
-SHORTFALL = 0.03
-"""References whose median control accuracy is this far below the victim's are weak: the tolerance is widened."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,9 +107,11 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
     finally:
         if transcript:
             transcript.close()
+    if options.budget is not None:
+        repeat = min(repeat, max(0, options.budget - result.sent))
     rows = np.flatnonzero(result.answers.answered)[:repeat]
     if not len(rows):
-        return result, True
+        return result, not result.reused
     try:
         again = suspect.ask(bundle.queries[rows])
     except BudgetSpent:  # retries used up what was kept for this
@@ -145,222 +130,3 @@ def _header(bundle: QueryBundle, card: SuspectCard, options: CheckOptions) -> di
         "input": dataclasses.asdict(card.input),
         "access": options.access,
     }
-
-
-def judge(
-    bundle: QueryBundle, card: SuspectCard, answers: Answers, alpha: float | None, *, stable: bool = True, looks: int = 1
-) -> Report:
-    """The report on recorded answers: a pure function of its arguments, that anyone can repeat offline.
-
-    looks: how often answers of this suspect were judged as they came in; p is multiplied by it (Bonferroni), because looking
-    again until something is found would otherwise accuse innocents.
-    """
-    manifest = bundle.manifest
-    level = manifest.alpha if alpha is None else alpha
-    references = [bundle.answers[model.id] for model in manifest.of_role("reference")]
-    answers = dataclasses.replace(answers, num_classes=manifest.victim.num_classes)
-    comparison = compare(bundle, references, answers)
-    controls = _controls(bundle, references, answers)
-    weak = _weak(manifest.shortfall, controls)
-    tolerance = WIDE_TOLERANCE if weak else TOLERANCE
-    p = None
-    if comparison.statistics is not None and references:
-        p = min(1.0, looks * p_value(comparison.statistics, tolerance, comparison.ran))
-    floor = min(1.0, looks * p_floor(len(references)))
-    reasons = _doubts(floor, len(references), level, comparison, controls, answers, stable=stable)
-    if p is not None and not reasons:
-        finding = DERIVED if p <= level else NOT_SHOWN
-        if finding == NOT_SHOWN and not answers.answered.all():
-            reasons.append("the budget was spent before all queries were asked, and what was asked does not show derivation")
-            finding = INCONCLUSIVE
-    else:
-        finding = INCONCLUSIVE
-    return Report(
-        finding=finding,
-        p_value=p,
-        p_floor=floor,
-        alpha=level,
-        score=float(comparison.statistics[-1]) if p is not None and comparison.statistics is not None else None,
-        reasons=tuple(reasons),
-        bundle={
-            "id": bundle.id,
-            "victim_sha256": manifest.victim.sha256,
-            "references": len(references),
-            "pool_sha256": _pool_digest(bundle),
-        },
-        suspect=_suspect_facts(card, answers),
-        controls=controls,
-        schemes=_scheme_results(comparison, tolerance, len(references)),
-        queries={"sent": int(answers.answered.sum()), "reused": 0, "failed": 0},
-        seconds={},
-        statistic=manifest.statistic,
-        tolerance=tolerance,
-        p_exchangeable=p_value(comparison.statistics) if comparison.statistics is not None and references else None,
-        conditions=tuple(_conditions(bundle, controls, answers, weak=weak, looks=looks, level=level)),
-        tool=__version__,
-    )
-
-
-def _pool_digest(bundle: QueryBundle) -> str:
-    """One digest of the references that calibrated: the bundle's own, or those given with the check."""
-    names = sorted(f"{model.source} {model.sha256}" for model in bundle.manifest.of_role("reference"))
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
-
-
-def _suspect_facts(card: SuspectCard, answers: Answers) -> Mapping[str, Any]:
-    return {
-        "source": card.source,
-        "kind": card.kind,
-        "access": answers.access.word,
-        "sha256": card.sha256,
-        "runtime": dict(card.runtime),
-        "input": dataclasses.asdict(card.input),
-    }
-
-
-def _controls(bundle: QueryBundle, references: list[Answers], answers: Answers) -> Controls:
-    manifest = bundle.manifest
-    start, stop = manifest.controls
-    if start == stop:
-        return Controls()
-    span = slice(start, stop)
-    right = bundle.answers["victim"].labels[span] == bundle.control_labels
-    if references:
-        right &= np.mean([model.labels[span] == bundle.control_labels for model in references], axis=0) >= EASY
-    easy = right & answers.answered[span]
-    matched: NDArray[np.bool_] = answers.labels[span] == bundle.control_labels
-    agreement = float(matched[easy].mean()) if easy.any() else None
-    confused = [
-        manifest.class_names[label] if manifest.class_names else f"class {label}"
-        for label in range(manifest.victim.num_classes)
-        if (mine := easy & (bundle.control_labels == label)).sum() >= FEWEST_OF_CLASS and matched[mine].mean() <= CONFUSED
-    ]
-    known = [model.accuracy for model in manifest.of_role("reference") if model.accuracy is not None]
-    return Controls(
-        n=int(easy.sum()),
-        agreement=agreement,
-        ok=None if easy.sum() < FEWEST_EASY or agreement is None else agreement >= SANE,
-        confused=", ".join(confused),
-        answered=int(answers.answered[span].sum()),
-        accuracy=control_accuracy(bundle, answers),
-        reference_accuracy=tuple(known),
-        victim_accuracy=manifest.victim.accuracy,
-    )
-
-
-def _weak(shortfall: float | None, controls: Controls) -> bool:
-    """Whether the references are clearly less accurate than the victim, which makes strong innocents look close to it.
-
-    As measured when they were trained, or on the controls.
-    """
-    if shortfall is not None and shortfall >= SHORTFALL / 2:
-        return True
-    if controls.victim_accuracy is None or not controls.reference_accuracy:
-        return False
-    return _quantile(controls.reference_accuracy, 0.5) <= controls.victim_accuracy - SHORTFALL
-
-
-def _stronger(controls: Controls) -> bool:
-    """Whether the suspect is more accurate than nearly all references."""
-    if controls.accuracy is None or not controls.reference_accuracy or controls.answered < FEWEST_CONTROLS:
-        return False
-    return controls.accuracy >= _quantile(controls.reference_accuracy, 0.95)
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    """The value below which that share lies; plain, because NumPy's loads its masked arrays, a tenth of a small check."""
-    return sorted(values)[round(share * (len(values) - 1))]
-
-
-def _doubts(
-    floor: float, references: int, alpha: float, comparison: Comparison, controls: Controls, answers: Answers, *, stable: bool
-) -> list[str]:
-    """Everything that forbids a finding, in words."""
-    found = []
-    if floor > alpha + 1e-12:
-        looks = round(floor * (references + 1))
-        needed = int(np.ceil(looks / alpha - 1e-9)) - 1
-        has = f"{references} references" if references else "no references"
-        said = f" after {looks} looks" if looks > 1 else ""
-        found.append(f"{has}{said}: p cannot fall below {floor:.3g}, alpha {alpha:g} needs at least {needed}")
-    if comparison.statistics is None:
-        found.append("no scheme could run: " + "; ".join(f"{s.name}: {s.skipped}" for s in comparison.schemes))
-    if controls.ok is False:
-        found.append(
-            f"the suspect gets {controls.agreement:.0%} of {controls.n} easy controls right: "
-            "wrong preprocessing or label order, or another task"
-        )
-    if controls.ok is None and controls.n is not None and not answers.answered.all() and controls.victim_accuracy is not None:
-        found.append("the budget was spent before enough control queries were answered")
-    if not comparison.adjusted and _stronger(controls):
-        found.append("the suspect is more accurate than nearly all references, too few to adjust the scores for it")
-    if not stable:
-        found.append("the suspect gives different labels to queries that it answered before, or could not be asked again")
-    given = answers.labels[answers.answered]
-    if len(given) and given.min() == given.max():
-        found.append("the suspect gives the same label to every query")
-    return found
-
-
-def _scheme_results(comparison: Comparison, tolerance: float, references: int) -> tuple[SchemeResult, ...]:
-    ran = [scheme for scheme in comparison.schemes if scheme.standardised is not None]
-    p_values = [p_value(s.standardised, tolerance) for s in ran if s.standardised is not None] if references else []
-    adjusted = dict(zip((s.name for s in ran), zip(p_values, holm(p_values), strict=True), strict=True)) if references else {}
-    results = []
-    for scheme in comparison.schemes:
-        if scheme.scores is None:
-            results.append(SchemeResult(scheme.name, skipped=scheme.skipped))
-            continue
-        p, p_adjusted = adjusted.get(scheme.name, (None, None))
-        others = scheme.scores[:-1]
-        results.append(
-            SchemeResult(
-                scheme.name,
-                float(scheme.scores[-1]),
-                p,
-                p_adjusted,
-                scheme.queries,
-                scheme.access.word,
-                None,
-                float(others.mean()) if references else None,
-                float(others.max()) if references else None,
-            )
-        )
-    return tuple(results)
-
-
-def _conditions(bundle: QueryBundle, controls: Controls, answers: Answers, *, weak: bool, looks: int, level: float) -> list[str]:
-    """What is assumed, and what weakens the finding, in words."""
-    references = bundle.manifest.of_role("reference")
-    said = [*bundle.manifest.pool_notes, *bundle.manifest.notes]
-    if references:
-        origins = sorted({model.origin.split(":")[0] for model in references})
-        said.insert(
-            0, f"the {len(references)} references ({'; '.join(origins)}) are like the innocent models that could be accused"
-        )
-    if controls.reference_accuracy and controls.victim_accuracy is not None and controls.accuracy is not None:
-        low, high = min(controls.reference_accuracy), max(controls.reference_accuracy)
-        said.append(
-            f"accuracy on the controls: suspect {controls.accuracy:.0%}, victim {controls.victim_accuracy:.0%}, "
-            f"references {low:.0%} to {high:.0%}"
-        )
-        if _stronger(controls):
-            said.append("the suspect is more accurate than nearly all references; scores are adjusted for it")
-    if weak:
-        said.append(
-            "the references are weaker than the victim, so innocents may be closer to it than they are: "
-            f"the tolerance is {WIDE_TOLERANCE:g} instead of {TOLERANCE:g}"
-        )
-    if level != bundle.manifest.alpha:
-        said.append(f"alpha {level:g} was chosen with the check; the bundle was made for {bundle.manifest.alpha:g}")
-    if looks > 1:
-        said.append(f"answers were judged {looks} times as they came in: p is multiplied by {looks}")
-    if controls.confused:
-        said.append(
-            f"the suspect gets nearly all easy controls of {controls.confused} wrong: a weak model, or another label order"
-        )
-    if controls.ok is None and controls.n:
-        said.append("too few control queries to tell a mis-wired suspect from an independent one")
-    if answers.scores is None and any(scheme.representation == "correlation" for scheme in bundle.manifest.schemes):
-        said.append("label-only answers: correlations are computed on smooth labels, which costs power")
-    return said

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import re
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,14 @@ def run_check(
     http: Mapping[str, Any],
     progress: Progress,
     started: float,
+    *,
+    debug: bool = False,
 ) -> Report:
     """Open, reduce to ``access``, check, close. Whatever fails, there is a report. Raises ArtefactError for a bundle from
     another version, before anything is asked.
 
-    said: what the user says of the suspect's input, by the fields of Target. http: options for the HTTP adapter.
+    debug: give the traceback of a failure to ``progress``. said: what the user says of the suspect's input, by the fields of
+    Target. http: options for the HTTP adapter.
     """
     level = parse_access(access) if access else None
     compare(bundle, [], bundle.answers["victim"])  # a bundle that cannot be judged must not cost queries
@@ -56,6 +60,8 @@ def run_check(
             suspect = _reduced(opened, level)
             return check(bundle, suspect, options, progress, time.perf_counter() - started)
     except (OnnxauditError, KeyboardInterrupt) as error:
+        if debug:
+            progress.note(traceback.format_exc())
         return failed(bundle, source, options, error, getattr(opened, "queries_sent", 0))
 
 

@@ -96,7 +96,7 @@ def check(
     console = Console(quiet=json)
     started = time.perf_counter()
     try:
-        report = run_check(loaded, source, access, options, said, http, console, started)
+        report = run_check(loaded, source, access, options, said, http, console, started, debug=debug)
     finally:
         console.close()
     if report.error and not json:
