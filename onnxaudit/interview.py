@@ -14,7 +14,7 @@ from onnxaudit.errors import BudgetSpent, UsageError
 from onnxaudit.suspect import Queries, Suspect
 from onnxaudit.transcript import Transcript, check_kept
 
-BATCH = 64
+BATCH = 128
 """Queries asked and recorded together; a suspect may split them further."""
 
 
