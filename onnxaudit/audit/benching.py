@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,9 +141,6 @@ def _row(
     high, low = [s["score"] for s in positives], [s["score"] for s in negatives]
     innocent = task == "independent"
     rate = scheme in CATALOGUE and CATALOGUE[scheme].detector == "matching-rate"
-    counts: Callable[[Sequence[dict[str, Any]]], list[tuple[int, int]]] = lambda group: [  # noqa: E731
-        (round(s["score"] * s["queries"]), s["queries"]) for s in group
-    ]
     return Row(
         scheme,
         access,
@@ -152,7 +149,12 @@ def _row(
         len(negatives),
         float("nan") if innocent else auc(high, low),
         float("nan") if innocent else tpr_at_fpr(high, low),
-        aruc(counts(positives), counts(negatives)) if rate and not innocent else None,
+        aruc(_counts(positives), _counts(negatives)) if rate and not innocent else None,
         float(np.mean([s["finding"] == DERIVED for s in positives])) if scheme == COMBINED and positives else None,
         round(seconds, 4),
     )
+
+
+def _counts(scores: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Matching rates as (matched, asked)."""
+    return [(round(score["score"] * score["queries"]), score["queries"]) for score in scores]
