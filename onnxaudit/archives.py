@@ -125,7 +125,7 @@ def _kind_of_legacy(file: IO[bytes]) -> Kind:
     """The kind of a raw pickle: torch.save's old layout is a magic number, a version, system facts, then the object."""
     try:
         magic = any(argument == _LEGACY_MAGIC for _, argument, _ in pickletools.genops(file))
-    except Exception:
+    except Exception:  # as above: what cannot be scanned is not trusted
         return "pickle"
     kinds = [_kind_of_pickle(file) for _ in range(4)] if magic else ["pickle"]
     return "weights" if set(kinds) == {"weights"} else "pickle"

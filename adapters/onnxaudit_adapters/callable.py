@@ -54,7 +54,7 @@ class CallableSuspect(Suspect):
                 value = self._function(batch)
         except OnnxauditError:
             raise
-        except Exception as error:
+        except Exception as error:  # somebody else's function can raise anything
             reason = " ".join(str(error).split())[:200]
             raise SuspectError(f"{self.card.source} raised {type(error).__name__}: {reason}") from error
         return read_outputs(value, len(queries), self.card.num_classes, self._class_names, self._output)

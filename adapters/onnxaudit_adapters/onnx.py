@@ -121,7 +121,7 @@ def _session(data: bytes, path: Path, device: str, external: bool) -> onnxruntim
         with _quiet() if cuda else contextlib.nullcontext():
             # without enable_fallback=0 a failing provider is reported on stdout and swapped for another
             session = onnxruntime.InferenceSession(data, options, providers=providers, enable_fallback=0)
-    except Exception as error:
+    except Exception as error:  # ONNX Runtime's errors share no base class
         if cuda and "CUDA" in str(error):
             if device == "cuda":
                 raise cuda_failed("onnxruntime") from error

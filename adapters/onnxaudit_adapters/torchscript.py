@@ -213,7 +213,7 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except OnnxauditError:
         raise
-    except Exception as error:
+    except Exception as error:  # torch, zipfile and pickle each raise their own
         raise ArtefactError(f"{path.name} cannot be loaded: {_reason(error)}", "Copy or export it again.") from None
 
 

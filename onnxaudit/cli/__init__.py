@@ -11,7 +11,7 @@ import traceback
 from typing import NoReturn
 
 from onnxaudit import __version__
-from onnxaudit.errors import OnnxauditError, UsageError
+from onnxaudit.errors import OnnxauditError, SuspectError, UsageError
 
 COMMANDS = ("craft", "calibrate", "check", "bench", "show", "verify", "schemes", "adapters", "demo")
 
@@ -26,27 +26,39 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = _run(sys.argv[1:])
+        sys.stdout.flush()  # here, where a closed pipe or a full disk is still ours to report
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone; nothing more to say
+        _discard_stdout()  # the reader is gone; nothing more to say
         code = 130
     except OnnxauditError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
-    except Exception as error:
+    except OSError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        _discard_stdout()
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: reading or writing failed: {error.strerror}{where}. Check the disk and permissions.", file=sys.stderr)
+        code = UsageError.exit_code
+    except Exception as error:  # whatever is left is a bug, and must neither look like a finding nor spill a traceback
         if "--debug" in sys.argv:
             raise
         print(f"bug: {type(error).__name__}: {error}. Please report it with the output of --debug.", file=sys.stderr)
         code = 1
-    sys.stdout.flush()
     sys.stderr.flush()
     if sys.argv[1:2] == ["check"]:
         os._exit(code)  # all is written and closed; taking the interpreter apart takes another twentieth of a small check
     sys.exit(code)
+
+
+def _discard_stdout() -> None:
+    """Send what is still buffered nowhere, so that the interpreter does not fail on it again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
@@ -76,8 +88,13 @@ def _run(arguments: list[str]) -> int:
         return int(command.main(arguments or ["--help"], prog_name="onnxaudit", standalone_mode=False) or 0)
     except typer.Abort:
         raise KeyboardInterrupt from None
-    except Exception as error:
-        message = getattr(error, "format_message", None)  # what typer says of a wrong command line, in one line
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # typer's own way of ending when the reader is gone
+            raise BrokenPipeError from None
+        # a Python suspect that calls sys.exit(10) must not be able to choose the finding's exit code
+        raise SuspectError(f"foreign code ended the program by sys.exit({error.code!r})", "Nothing was found out.") from None
+    except Exception as error:  # typer keeps its error classes private; they are known by this method
+        message = getattr(error, "format_message", None)
         if message is None:
             raise
         where = f"onnxaudit {names[0]}" if len(names) == 1 else "onnxaudit"

@@ -99,12 +99,14 @@ def check(
         report = run_check(loaded, source, access, options, said, http, console, started, debug=debug)
     finally:
         console.close()
-    if report.error and not json:
-        typer.echo(f"error: {report.error}", err=True)
-    else:
-        show(report, as_json=json)
-    for path in output or []:
-        write_all(report, path)
+    try:
+        if report.error and not json:
+            typer.echo(f"error: {report.error}", err=True)
+        else:
+            show(report, as_json=json)
+    finally:  # a terminal that went away must not cost the file, nor the other way round
+        for path in output or []:
+            write_all(report, path)
     return report.exit_code
 
 
