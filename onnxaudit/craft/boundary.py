@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onnxaudit.craft.data import Data
-from onnxaudit.craft.sample import Sample
+from onnxaudit.craft.sample import Material, Sample
+from onnxaudit.craft.side_by_side import side_by_side
+from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import BATCH, Victim
 from onnxaudit.errors import UsageError
-from onnxaudit.suspect import Queries
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 ROUNDS = 8
 LARGEST_MARGIN = 10.0
-FEWEST = 16
-"""Points that are worth a thread of their own."""
 GREY_LEVEL = 1 / 255
 """Adam's step moves every pixel by about the learning rate; less than a grey level is lost in rounding to 8 bits."""
 
 
 def sample_boundary(
-    victim: Victim,
-    data: Data | None,
+    material: Material,
     n: int,
     rng: np.random.Generator,
     progress: Callable[[int], None],
@@ -46,20 +42,21 @@ def sample_boundary(
     0.001, which rounding to 8 bits swallows. Starts that do not get there in ``iterations`` are replaced.
     Raises UsageError if hardly any does.
     """
+    victim = material.victim
     found: list[Tensor] = []
     tried = 0
     missing = n
     for _ in range(ROUNDS):
-        x = _starts(victim, data, missing, rng, start)
+        x = _starts(material, missing, rng, start)
         k = _median_margin(victim, x) if k is None else k
         tried += len(x)
-        points, converged = boundary_points(victim, x, _targets(victim, x, rng, target), k=k, lr=lr, iterations=iterations)
+        points, converged = boundary_points(material, x, targets(victim, x, rng, target), k=k, lr=lr, iterations=iterations)
         found.append(points[converged])
         missing -= int(converged.sum())
         progress(n - missing)
         if not missing:
             break
-    queries = _to_queries(torch.cat(found))
+    queries = material.space.queries(torch.cat(found))
     if len(queries) < max(1, n // 2):
         raise UsageError(
             f"only {len(queries)} of {tried} starts reached the boundary with margin {k:.3g}",
@@ -69,21 +66,18 @@ def sample_boundary(
     return Sample(queries, notes, {"k": k, "lr": lr, "iterations": iterations})
 
 
-def boundary_points(victim: Victim, x: Tensor, target: Tensor, *, k: float, lr: float, iterations: int) -> tuple[Tensor, Tensor]:
-    """``walk_to_boundary`` for all points; on a CPU in as many parts as there are cores, side by side.
-
-    Points do not depend on each other, and small networks gain nothing from several threads working on one operation.
-    """
-    parts = max(1, min(os.cpu_count() or 1, len(x) // FEWEST)) if x.device.type == "cpu" else 1
-    pieces = list(zip(x.tensor_split(parts), target.tensor_split(parts), strict=True))
-    with ThreadPoolExecutor(
-        parts, initializer=torch.set_num_threads, initargs=(max(1, torch.get_num_threads() // parts),)
-    ) as pool:
-        results = list(pool.map(lambda piece: walk_to_boundary(victim, *piece, k=k, lr=lr, iterations=iterations), pieces))
-    return torch.cat([points for points, _ in results]), torch.cat([converged for _, converged in results])
+def boundary_points(
+    material: Material, x: Tensor, target: Tensor, *, k: float, lr: float, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """``walk_to_boundary`` for all points; on a CPU in as many parts as there are cores, side by side."""
+    walk = partial(walk_to_boundary, material.victim, material.space, k=k, lr=lr, iterations=iterations)
+    points, converged = side_by_side(walk, x, target)
+    return points, converged
 
 
-def walk_to_boundary(victim: Victim, x: Tensor, target: Tensor, *, k: float, lr: float, iterations: int) -> tuple[Tensor, Tensor]:
+def walk_to_boundary(
+    victim: Victim, space: Space, x: Tensor, target: Tensor, *, k: float, lr: float, iterations: int
+) -> tuple[Tensor, Tensor]:
     """Move each x until IPGuard's loss is 0, by Adam on x with the paper's stop rule per point.
 
     x: pixels (n, C, H, W) in [0, 1] or vectors (n, d). target: (n,) class indices. Returns points and (n,) bool, converged.
@@ -92,15 +86,13 @@ def walk_to_boundary(victim: Victim, x: Tensor, target: Tensor, *, k: float, lr:
     Images are rounded to 8 bits before the victim sees them, in every step (gradients pass straight through), so that a point
     that stops has the property as a uint8 image. Points that stop leave the batch; the rest keep their own moments.
     """
-    image = x.ndim == 4
-    with torch.no_grad():
-        source = torch.cat([victim.logits(part).argmax(1) for part in x.split(BATCH)])
+    source = victim.predict(x).argmax(1)
     points = x.clone()
     converged = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     active = torch.arange(len(x), device=x.device)
     first, second = torch.zeros_like(x), torch.zeros_like(x)
     for step in range(1, iterations + 1):
-        shown = _round(x) if image else x
+        shown = space.snapped(x)
         loss, gradient = _loss_and_gradient(victim, shown, source[active], target[active], k)
         done = loss <= 0
         if done.any():
@@ -115,8 +107,7 @@ def walk_to_boundary(victim: Victim, x: Tensor, target: Tensor, *, k: float, lr:
         second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
         rate = lr * (1 - BETA2**step) ** 0.5 / (1 - BETA1**step)
         x = x.addcdiv(first, second.sqrt().add_(EPSILON * (1 - BETA2**step) ** 0.5), value=-rate)
-        if image:
-            x.clamp_(0, 1)
+        x = space.clip(x)
     return points, converged
 
 
@@ -142,41 +133,25 @@ def boundary_loss(logits: Tensor, source: Tensor, target: Tensor, k: float) -> T
     return loss
 
 
-@torch.no_grad()
 def _median_margin(victim: Victim, x: Tensor) -> float:
-    best = torch.cat([victim.logits(part).topk(2, dim=1).values for part in x.split(BATCH)])
+    best = victim.predict(x).topk(2, dim=1).values
     return round(min(float((best[:, 0] - best[:, 1]).median()), LARGEST_MARGIN), 3)
 
 
-def _starts(victim: Victim, data: Data | None, n: int, rng: np.random.Generator, start: str) -> Tensor:
+def _starts(material: Material, n: int, rng: np.random.Generator, start: str) -> Tensor:
     if start == "training":
-        if data is None:
-            raise UsageError("this variant of IPGuard starts from data", "Give --data, or take ipguard-rl.")
-        return victim.pixels(data.x[rng.choice(len(data), n, replace=len(data) < n)])
-    shape = victim.spec.shape
-    if len(shape) == 3:
-        return victim.pixels(rng.integers(0, 256, (n, *shape), dtype=np.uint8))
-    noise = rng.random((n, *shape), dtype=np.float32)
-    if data is not None and data.x.ndim == 2:  # vectors have no natural range but that of the data
-        low, high = data.x.min(0), data.x.max(0)
-        noise = (low + noise * (high - low)).astype(np.float32)
-    return victim.pixels(noise)
+        return material.victim.pixels(material.draw(n, rng))
+    if start == "random":
+        return material.space.uniform(n, rng)
+    raise UsageError(f"start={start!r} is not known", "Use training or random.")
 
 
-@torch.no_grad()
-def _targets(victim: Victim, x: Tensor, rng: np.random.Generator, target: str) -> Tensor:
-    logits = torch.cat([victim.logits(part) for part in x.split(BATCH)])
+def targets(victim: Victim, x: Tensor, rng: np.random.Generator, target: str) -> Tensor:
+    """A class to walk to for each start, (n,): its "least-likely", or a "random" one of the others (IPGuard Table 3)."""
+    logits = victim.predict(x)
     if target == "least-likely":
         return logits.argmin(1)
-    step = torch.from_numpy(rng.integers(1, logits.shape[1], len(x))).to(x.device)
-    return (logits.argmax(1) + step) % logits.shape[1]
-
-
-def _round(x: Tensor) -> Tensor:
-    return x.mul(255).round_().div_(255)
-
-
-def _to_queries(points: Tensor) -> Queries:
-    if points.ndim == 2:
-        return points.cpu().numpy()
-    return points.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    if target == "random":
+        step = torch.from_numpy(rng.integers(1, logits.shape[1], len(x))).to(x.device)
+        return (logits.argmax(1) + step) % logits.shape[1]
+    raise UsageError(f"target={target!r} is not known", "Use least-likely or random.")

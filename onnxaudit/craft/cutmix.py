@@ -7,15 +7,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxaudit.craft.data import Data
-from onnxaudit.craft.sample import Sample
-from onnxaudit.craft.victim import Victim
+from onnxaudit.craft.sample import Material, Sample
 from onnxaudit.errors import UsageError
 
 
 def sample_cutmix(
-    victim: Victim,
-    data: Data | None,
+    material: Material,
     n: int,
     rng: np.random.Generator,
     progress: Callable[[int], None],
@@ -27,15 +24,13 @@ def sample_cutmix(
 
     box: "standard" (side sqrt(1 - lambda), lambda uniform, centre uniform) or "corner" (the authors' code: side 0.2 of the
     image, centre in one of the four corner regions, the same box for all). flip: "horizontal", "vertical", "transpose" (the
-    authors' code) or "none". Raises UsageError for vectors or too little data.
+    authors' code) or "none". Raises UsageError for vectors, too little data, or a value that is none of these.
     """
-    if data is None or data.x.ndim != 4:
-        raise UsageError("sac-m mixes images", "Give --data with images, or take another scheme.")
-    if len(data) < 2:
-        raise UsageError("sac-m needs at least two images", "Give more data.")
-    source = data.x[rng.choice(len(data), n, replace=len(data) < n)]
+    images = material.images()
+    if len(images) < 2:
+        raise UsageError("mixing images takes at least two", "Give more data.")
     progress(n)
-    return Sample(flipped(cutmix(source.astype(np.uint8), rng, box), flip))
+    return Sample(flipped(cutmix(material.draw(n, rng).astype(np.uint8), rng, box), flip))
 
 
 def cutmix(images: NDArray[np.uint8], rng: np.random.Generator, box: str = "standard") -> NDArray[np.uint8]:
@@ -48,7 +43,7 @@ def cutmix(images: NDArray[np.uint8], rng: np.random.Generator, box: str = "stan
         side = np.full(n, 0.2)
         centre = np.repeat([[_corner(height, rng)], [_corner(width, rng)]], n, axis=1)
     else:
-        raise ValueError(f"unknown box {box!r}")
+        raise UsageError(f"box={box!r} is not known", "Use standard or corner.")
     inside = _band(centre[0], side, height)[:, :, None] & _band(centre[1], side, width)[:, None, :]
     partner = (np.arange(n) + rng.integers(1, max(2, n))) % n  # a shift never pairs an image with itself
     return np.where(inside[..., None], images[partner], images)
@@ -78,5 +73,5 @@ def flipped(images: NDArray[np.uint8], flip: str) -> NDArray[np.uint8]:
     elif flip == "transpose" and images.shape[1] == images.shape[2]:
         images = images.transpose(0, 2, 1, 3)
     elif flip not in ("none", "transpose"):
-        raise ValueError(f"unknown flip {flip!r}")
+        raise UsageError(f"flip={flip!r} is not known", "Use horizontal, vertical, transpose or none.")
     return np.ascontiguousarray(images)

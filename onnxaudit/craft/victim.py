@@ -47,6 +47,11 @@ class Victim:
         return scores.clamp_min(1e-12).log() if self.normalised else scores
 
     @torch.no_grad()
+    def predict(self, pixels: Tensor) -> Tensor:
+        """Logits (n, C) of any number of pixels or vectors, in batches, without gradients."""
+        return torch.cat([self.logits(part) for part in pixels.split(BATCH)])
+
+    @torch.no_grad()
     def answer(self, queries: Queries) -> NDArray[np.float32]:
         """What the victim itself says, (n, C): logits or probabilities, as it ends."""
         parts = [self._scores(self._encode(self.pixels(queries[i : i + BATCH]))) for i in range(0, len(queries), BATCH)]

@@ -1,84 +1,98 @@
-"""The catalogue: every scheme as query sampler + representation + detector, one line each. NumPy only."""
+"""The catalogue: every published scheme as query sampler + representation + detector, one line each. NumPy only."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Flag, auto
 from types import MappingProxyType
 from typing import Any
 
 from onnxaudit.answers import Access
-from onnxaudit.errors import UsageError
-
-
-class Need(Flag):
-    """What crafting a scheme takes beyond the victim."""
-
-    NOTHING = 0
-    GRADIENTS = auto()
-    DATA = auto()
-    LABELS = auto()
+from onnxaudit.schemes.detectors import DETECTORS
+from onnxaudit.schemes.representations import REPRESENTATIONS
+from onnxaudit.schemes.samplers import SAMPLERS, Need
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scheme:
-    """A fingerprinting method. sampling: parameters of the sampler; representing: of the representation."""
+    """A fingerprinting method. sampling, representing, detecting: parameters of its three parts that are not their defaults."""
 
     name: str
     paper: str
-    needs: Need
     sampler: str
     representation: str
     detector: str
-    access: Access = Access.LABEL
     sampling: Mapping[str, Any] = field(default_factory=dict)
     representing: Mapping[str, Any] = field(default_factory=dict)
+    detecting: Mapping[str, Any] = field(default_factory=dict)
 
-    def resolution(self, queries: int) -> float:
-        """The least standard deviation of the score that means something: for a rate, its largest sampling error.
+    @property
+    def needs(self) -> Need:
+        """What crafting it takes: what its sampler needs, and for a learned detector models to learn from."""
+        needs = SAMPLERS[self.sampler].needs
+        if self.sampling.get("start") == "training":
+            needs |= Need.DATA
+        return needs | Need.SURROGATES | Need.REFERENCES if DETECTORS[self.detector].trainer else needs
 
-        All references may match none of IPGuard's points; an innocent that matches three of a hundred is then no outlier.
-        """
-        return 0.5 / queries**0.5 if self.detector == "matching-rate" else 1e-6
+    @property
+    def access(self) -> Access:
+        """The access that its representation is made for."""
+        return REPRESENTATIONS[self.representation].access
 
 
-_IPGUARD = "IPGuard (Cao et al. 2021)"
-_SAC = "SAC (Guan et al. 2022)"
-_QURD = "QuRD (Godinot et al. 2025)"
-_DATA, _LABELS, _GRADIENTS = Need.DATA, Need.DATA | Need.LABELS, Need.GRADIENTS
+_IPGUARD, _FUAP = "IPGuard (Cao et al. 2021)", "FUAP (Peng et al. 2022)"
+_SAC, _QURD = "SAC (Guan et al. 2022)", "QuRD (Godinot et al. 2025)"
+_DEEPJUDGE = "DeepJudge (Chen et al. 2022)"
 
 CATALOGUE: Mapping[str, Scheme] = MappingProxyType(
     {
         scheme.name: scheme
         for scheme in (
-            Scheme("ipguard-tl", _IPGUARD, _GRADIENTS | _DATA, "boundary", "labels", "matching-rate", Access.LABEL,
-                   {"start": "training", "target": "least-likely"}),
-            Scheme("ipguard-tr", _IPGUARD, _GRADIENTS | _DATA, "boundary", "labels", "matching-rate", Access.LABEL,
-                   {"start": "training", "target": "random"}),
-            Scheme("ipguard-rl", _IPGUARD, _GRADIENTS, "boundary", "labels", "matching-rate", Access.LABEL,
-                   {"start": "random", "target": "least-likely"}),
-            Scheme("ipguard-rr", _IPGUARD, _GRADIENTS, "boundary", "labels", "matching-rate", Access.LABEL,
-                   {"start": "random", "target": "random"}),
-            Scheme("sac-m", _SAC, _DATA, "cutmix", "correlation", "l1", Access.PROBS,
-                   {"box": "standard", "flip": "horizontal"}, {"kernel": "cosine", "feed": "probs"}),
-            Scheme("sac-m-rbf", _SAC, _DATA, "cutmix", "correlation", "l1", Access.PROBS,
-                   {"box": "standard", "flip": "horizontal"}, {"kernel": "rbf", "feed": "probs"}),
-            Scheme("akh", _QURD, _LABELS, "errors", "labels", "matching-rate", Access.LABEL),
-            Scheme("random", _QURD, _DATA, "natural", "labels", "matching-rate", Access.LABEL),
+            Scheme("ipguard-tl", _IPGUARD, "boundary", "labels", "matching-rate", {"start": "training", "target": "least-likely"}),
+            Scheme("ipguard-tr", _IPGUARD, "boundary", "labels", "matching-rate", {"start": "training", "target": "random"}),
+            Scheme("ipguard-rl", _IPGUARD, "boundary", "labels", "matching-rate", {"start": "random", "target": "least-likely"}),
+            Scheme("ipguard-rr", _IPGUARD, "boundary", "labels", "matching-rate", {"start": "random", "target": "random"}),
+            Scheme("fgsm", _IPGUARD, "fgsm", "labels", "matching-rate"),
+            Scheme("igsm", _IPGUARD, "igsm", "labels", "matching-rate"),
+            Scheme("cw-l2", _IPGUARD, "cw-l2", "labels", "matching-rate"),
+            Scheme("deepfool", "DeepFoolF (Wang, Chang 2021)", "deepfool", "labels", "matching-rate"),
+            Scheme("fuap", _FUAP, "uap", "views", "contrastive"),
+            Scheme("fuap-t", _FUAP, "uap", "views", "welch"),
+            Scheme("sac-w", _SAC, "shared-negative", "correlation", "l1"),
+            Scheme("sac-m", _SAC, "cutmix", "correlation", "l1"),
+            Scheme("sac-m-rbf", _SAC, "cutmix", "correlation", "l1", {}, {"kernel": "rbf"}),
+            Scheme("sac-normal", _SAC, "uniform", "correlation", "l1"),
+            Scheme("sac-source", _SAC, "negative", "correlation", "l1"),
+            Scheme("akh", _QURD, "negative", "labels", "matching-rate"),
+            Scheme("random", _QURD, "uniform", "labels", "matching-rate"),
+            Scheme("negative-adversarial", _QURD, "negative-adversarial", "labels", "matching-rate"),
+            Scheme("modeldiff", "ModelDiff (Li et al. 2021)", "modeldiff", "ddv", "cosine"),
+            Scheme("zest", "ZestOfLIME (Jia et al. 2022)", "subsample", "lime", "cosine", {"views": 100}),
+            Scheme("deepjudge", _DEEPJUDGE, "certain-adversarial", "correct", "robd"),
+            Scheme("deepjudge-jsd", _DEEPJUDGE, "certain-adversarial", "probabilities", "jensen-shannon"),
+            Scheme("fbi", "FBI (Maho et al. 2023)", "benign", "ranks", "mutual-information"),
+            Scheme("cae", "CAE (Lukas et al. 2021)", "conferrable", "labels", "matching-rate"),
+            Scheme("afa", "AFA (Zhao et al. 2020), reconstructed", "transferable", "labels", "matching-rate"),
+            Scheme("tafa", "TAFA (Pan et al. 2021), reconstructed", "activation-boundary", "labels", "matching-rate"),
+            Scheme("metav", "MetaV (Pan et al. 2022)", "meta", "probabilities", "verifier"),
+            Scheme("ssf", "SSF (He et al. 2019)", "sensitive", "labels", "matching-rate"),
         )
     }
-)  # fmt: skip
+)
 
-ALIASES: Mapping[str, str] = MappingProxyType({"ipguard": "ipguard-tl"})
+ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType({"ipguard": ("ipguard-tl",)})
+"""Names for others. The scheme of a paper that takes two statistics of the same queries stands for both."""
+
+RESERVED: Mapping[str, str] = MappingProxyType(
+    {"ewe": "a watermark: it changes how the victim is trained, so it cannot be crafted from a victim that exists"}
+)
+"""Names that a reader of the papers may look for, and why they are not here."""
 
 
-def scheme(name: str) -> Scheme:
-    """The scheme of that name. Raises UsageError listing the names."""
-    found = CATALOGUE.get(ALIASES.get(name, name))
-    if found is None:
-        raise UsageError(f"there is no scheme {name!r}", f"Choose from: {', '.join([*CATALOGUE, *ALIASES])}.")
-    return found
+def with_parameters(scheme: Scheme, **parts: Mapping[str, Any]) -> Scheme:
+    """The scheme with more parameters: sampling, representing, detecting."""
+    return dataclasses.replace(scheme, **{name: {**getattr(scheme, name), **values} for name, values in parts.items()})
 
 
 def portfolio(*, data: bool, labels: bool) -> tuple[list[str], str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -11,54 +12,94 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
+from onnxaudit.schemes.correlation import correlation, hard_correlation
+from onnxaudit.schemes.feeds import fed
+from onnxaudit.schemes.lime import lime_weights
+from onnxaudit.schemes.pairs import decision_distances, label_distances
 
-Representation: TypeAlias = Callable[..., NDArray[np.float64]]
-"""Answers to n queries (and parameters by name) to one vector; the same length for every model asked the same queries."""
+Columns: TypeAlias = Mapping[str, NDArray[np.generic]]
+"""What a sampler knows of its queries, by name, one row a query: "truth", "pair", "group", "mask", "view"."""
 
 
-def labels(answers: Answers) -> NDArray[np.float64]:
-    """The best class of each query, (n,). Needs label access."""
+class Kind(Enum):
+    """What the numbers of a representation are, which says what detectors make of them."""
+
+    CATEGORIES = "categories"
+    INDICATORS = "indicators"
+    NUMBERS = "numbers"
+    DISTRIBUTIONS = "distributions"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Representation:
+    """A representation by name. access: what it is made for; all are defined below it as well, and say how.
+
+    function: (answers to n queries, their columns, and parameters by name) to an array whose shape is the same for every model
+    that was asked the same queries. columns: those that it cannot do without.
+    """
+
+    function: Callable[..., NDArray[np.float64]]
+    kind: Kind
+    access: Access = Access.LABEL
+    columns: frozenset[str] = frozenset()
+
+
+def labels(answers: Answers, columns: Columns) -> NDArray[np.float64]:
+    """The best class of each query, (n,)."""
     return answers.labels.astype(np.float64)
 
 
-def correlation(
-    answers: Answers, kernel: str = "cosine", feed: str = "probs", epsilon: float = 0.1, two_delta_squared: float = 1.0
-) -> NDArray[np.float64]:
-    """How alike a model finds each pair of queries: the upper triangle of SAC's correlation matrix, (n (n-1) / 2,).
-
-    kernel: "cosine", o_a.o_b / (|o_a| |o_b|) (SAC eq. 2), or "rbf", exp(-|o_a - o_b|^2 / (2 delta^2)) (eq. 3) of the outputs
-    scaled to unit length, as the authors' code does. feed: "probs" (paper), or "centred": log-probabilities minus their mean,
-    which are the logits up to a constant and so the same whether a model ends in logits or in softmax.
-    Labels: smooth labels (1 - epsilon) onehot + epsilon / C (eq. 5). top-k: the missing mass is spread evenly.
-    """
-    rows, columns = _pairs(len(answers))
-    outputs = _fed(answers, feed, epsilon)
-    norms = np.linalg.norm(outputs, axis=1, keepdims=True)
-    outputs = outputs / np.maximum(norms, 1e-12)
-    cosine = (outputs @ outputs.T)[rows, columns]
-    if kernel == "cosine":
-        return np.asarray(cosine)
-    if kernel == "rbf":
-        return np.asarray(np.exp(-(2 - 2 * cosine) / two_delta_squared))
-    raise ValueError(f"unknown kernel {kernel!r}")
+def topk(answers: Answers, columns: Columns, *, k: int = 3) -> NDArray[np.float64]:
+    """The k best classes of each query in order, (n, k); fewer columns if less is known."""
+    return answers.classes[:, :k].astype(np.float64)
 
 
-@functools.cache
-def _pairs(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Row and column of each element above the diagonal; the same for every model."""
-    return np.triu_indices(n, 1)
+def probabilities(answers: Answers, columns: Columns) -> NDArray[np.float64]:
+    """Class probabilities, (n, C). top-k: the missing mass is spread evenly. Labels: one-hot."""
+    return fed(answers, "probs")
 
 
-def _fed(answers: Answers, feed: str, epsilon: float) -> NDArray[np.float64]:
-    if answers.access == Access.LABEL:
-        return (1 - epsilon) * answers.dense().astype(np.float64) + epsilon / (answers.num_classes or 1)
-    probabilities = answers.degrade(Access.PROBS).dense().astype(np.float64)
-    if feed == "probs":
-        return probabilities
-    if feed == "centred":
-        logs = np.log(np.maximum(probabilities, 1e-6))  # below this, rounding in half precision and INT8 is all there is
-        return np.asarray(logs - logs.mean(axis=1, keepdims=True))
-    raise ValueError(f"unknown feed {feed!r}")
+def logits(answers: Answers, columns: Columns) -> NDArray[np.float64]:
+    """Logits (n, C); from probabilities, their logarithms less the mean over classes, which are logits up to a constant."""
+    return fed(answers, "logits")
 
 
-REPRESENTATIONS: Mapping[str, Representation] = MappingProxyType({"labels": labels, "correlation": correlation})
+def ranks(answers: Answers, columns: Columns, *, k: int = 5) -> NDArray[np.float64]:
+    """The place of the true class in the list of the k best, (n,): 0 is first, k (or fewer) means not in it (FBI section 4)."""
+    listed = answers.classes[:, :k]
+    hit = listed == columns["truth"][:, None]
+    return np.where(hit.any(axis=1), hit.argmax(axis=1), listed.shape[1]).astype(np.float64)
+
+
+def correct(answers: Answers, columns: Columns) -> NDArray[np.float64]:
+    """1 where the best class is the true one, else 0, (n,) (DeepJudge's robustness)."""
+    return (answers.labels == columns["truth"]).astype(np.float64)
+
+
+def views(answers: Answers, columns: Columns) -> NDArray[np.float64]:
+    """Probabilities by view, (views, queries of a view x C), in the order asked (FUAP eq. 6); views cut short are left out."""
+    rows = probabilities(answers, columns)
+    view = columns["view"]
+    sizes = {int(v): int((view == v).sum()) for v in dict.fromkeys(view.tolist())}
+    whole = [v for v, size in sizes.items() if size == max(sizes.values())]
+    return np.stack([rows[view == v].reshape(-1) for v in whole])
+
+
+_TRUTH, _PAIR, _LIME, _VIEW = frozenset({"truth"}), frozenset({"pair"}), frozenset({"group", "mask"}), frozenset({"view"})
+
+REPRESENTATIONS: Mapping[str, Representation] = MappingProxyType(
+    {
+        "labels": Representation(labels, Kind.CATEGORIES),
+        "topk": Representation(topk, Kind.CATEGORIES, Access.TOPK),
+        "probabilities": Representation(probabilities, Kind.DISTRIBUTIONS, Access.PROBS),
+        "logits": Representation(logits, Kind.NUMBERS, Access.LOGITS),
+        "correlation": Representation(correlation, Kind.NUMBERS, Access.PROBS),
+        "hard-correlation": Representation(hard_correlation, Kind.INDICATORS),
+        "ddv": Representation(decision_distances, Kind.NUMBERS, Access.PROBS, _PAIR),
+        "hard-ddv": Representation(label_distances, Kind.CATEGORIES, Access.LABEL, _PAIR),
+        "lime": Representation(lime_weights, Kind.NUMBERS, Access.PROBS, _LIME),
+        "ranks": Representation(ranks, Kind.CATEGORIES, Access.TOPK, _TRUTH),
+        "correct": Representation(correct, Kind.INDICATORS, Access.LABEL, _TRUTH),
+        "views": Representation(views, Kind.NUMBERS, Access.PROBS, _VIEW),
+    }
+)

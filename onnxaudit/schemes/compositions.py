@@ -1,0 +1,133 @@
+"""From what a user writes to schemes: names of the catalogue, or parts, with parameters.
+
+    akh                                    a published scheme
+    sac-m:box=corner,flip=transpose        the same with parameters
+    negative+correlation+l1                a composition: queries + representation + detector
+    boundary:k=5+topk:k=3+hamming          the same with parameters of its parts
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from onnxaudit.errors import UsageError
+from onnxaudit.schemes.catalogue import ALIASES, CATALOGUE, RESERVED, Scheme, with_parameters
+from onnxaudit.schemes.detectors import DETECTORS, Detector
+from onnxaudit.schemes.representations import REPRESENTATIONS, Representation
+from onnxaudit.schemes.samplers import SAMPLERS
+
+
+def schemes(text: str) -> list[Scheme]:
+    """What one ``--scheme`` names; an alias may stand for several. Raises UsageError, saying what there is."""
+    return [_composition(text)] if "+" in text else _named(text)
+
+
+def problem(sampler: str, representation: str, detector: str) -> str | None:
+    """Why three parts do not make a scheme, in words; None if they do."""
+    queries, compared, by = SAMPLERS[sampler], REPRESENTATIONS[representation], DETECTORS[detector]
+    if missing := compared.columns - queries.columns:
+        return f"{representation} needs queries that come with their {', '.join(sorted(missing))}; {sampler} has none"
+    if compared.kind not in by.kinds or (by.representations and representation not in by.representations):
+        return f"{detector} does not compare {representation}"
+    return None
+
+
+def compositions(*, learned: bool = True) -> Iterator[Scheme]:
+    """Every valid composition of all parts with their default parameters, in the order of the tables."""
+    for sampler in SAMPLERS:
+        for representation in REPRESENTATIONS:
+            for detector, by in DETECTORS.items():
+                if detector != "hamming" and (learned or not by.trainer) and problem(sampler, representation, detector) is None:
+                    name = f"{sampler}+{representation}+{detector}"
+                    yield Scheme(name, "composition", sampler, representation, detector)
+
+
+def parameters_of(part: Representation | Detector) -> dict[str, Any]:
+    """Names and defaults of a part's parameters that a user may give."""
+    return keywords(part.function)
+
+
+def keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only parameters of a function that have defaults."""
+    found = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+
+def _named(text: str) -> list[Scheme]:
+    name, given = _parsed(text)
+    if name in RESERVED:
+        raise UsageError(f"there is no scheme {name!r}: {RESERVED[name]}")
+    names = ALIASES.get(name, (name,))
+    if any(each not in CATALOGUE for each in names):
+        raise UsageError(
+            f"there is no scheme {name!r}",
+            f"Choose from: {', '.join([*CATALOGUE, *ALIASES])}; or compose one: queries+representation+detector.",
+        )
+    return [_with(CATALOGUE[each], given, text) for each in names]
+
+
+def _with(scheme: Scheme, given: dict[str, Any], text: str) -> Scheme:
+    """The scheme with parameters, each given to the part that knows it; what neither R nor D knows is the sampler's."""
+    if not given:
+        return scheme
+    representing = {k: v for k, v in given.items() if k in parameters_of(REPRESENTATIONS[scheme.representation])}
+    rest = {k: v for k, v in given.items() if k not in representing}
+    detecting = {k: v for k, v in rest.items() if k in parameters_of(DETECTORS[scheme.detector])}
+    sampling = {k: v for k, v in rest.items() if k not in detecting}
+    named = Scheme(text, scheme.paper, scheme.sampler, scheme.representation, scheme.detector)
+    named = with_parameters(
+        named, sampling=scheme.sampling, representing=scheme.representing, detecting=scheme.detecting
+    )
+    return with_parameters(named, sampling=sampling, representing=representing, detecting=detecting)
+
+
+def _composition(text: str) -> Scheme:
+    parts = [_parsed(part) for part in text.split("+")]
+    if len(parts) != 3:
+        raise UsageError(f"{text!r} is not queries+representation+detector", "For example negative+correlation+l1.")
+    tables = (("queries", SAMPLERS), ("representation", REPRESENTATIONS), ("detector", DETECTORS))
+    for (name, _), (what, table) in zip(parts, tables, strict=True):
+        if name not in table:
+            raise UsageError(f"{text!r}: there is no {what} {name!r}", f"Choose from: {', '.join(table)}.")
+    (sampler, sampling), (representation, representing), (detector, detecting) = parts
+    if (why := problem(sampler, representation, detector)) is not None:
+        raise UsageError(f"{text!r} is not a scheme: {why}", "Name other parts.")
+    for name, given, part in (
+        (representation, representing, REPRESENTATIONS[representation]),
+        (detector, detecting, DETECTORS[detector]),
+    ):
+        check_known(name, given, parameters_of(part))
+    return Scheme(text, "composition", sampler, representation, detector, sampling, representing, detecting)
+
+
+def check_known(name: str, given: dict[str, Any], known: dict[str, Any]) -> None:
+    """Raise UsageError for a parameter that a part does not have, or a value of another type than its default."""
+    for key, value in given.items():
+        if key not in known:
+            raise UsageError(f"{name} has no parameter {key!r}", f"It has: {', '.join(known) or 'none'}.")
+        default = known[key]
+        number = isinstance(value, int | float) and isinstance(default, int | float) and not isinstance(value, bool)
+        if default is not None and not number and type(value) is not type(default):
+            raise UsageError(f"{name}: {key} must be like {default!r}, not {value!r}")
+
+
+def _parsed(text: str) -> tuple[str, dict[str, Any]]:
+    """``name:key=value,key=value`` as a name and its parameters."""
+    name, separator, rest = text.partition(":")
+    pairs = [item.partition("=") for item in rest.split(",")] if separator else []
+    if any(not key or not equals for key, equals, _ in pairs):
+        raise UsageError(f"{text!r}: parameters are given as name:key=value,key=value")
+    return name, {key: _value(value) for key, _, value in pairs}
+
+
+def _value(text: str) -> int | float | bool | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

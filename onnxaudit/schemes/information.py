@@ -1,0 +1,42 @@
+"""Detectors from information theory."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def joint_counts(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How often each pair of categories occurs in two vectors of whole numbers from 0, (a, b)."""
+    first, second = one.astype(np.int64).ravel(), two.astype(np.int64).ravel()
+    rows, columns = int(first.max()) + 1, int(second.max()) + 1
+    return np.bincount(first * columns + second, minlength=rows * columns).reshape(rows, columns)
+
+
+def entropy(counts: NDArray[np.int64]) -> float:
+    """Plug-in entropy in nats of a table of counts."""
+    shares = counts[counts > 0] / counts.sum()
+    return -float((shares * np.log(shares)).sum())
+
+
+def mutual_information(victim: NDArray[np.float64], suspect: NDArray[np.float64]) -> float:
+    """I(V; S) / min(H(V), H(S)) of two vectors of categories, in [0, 1]; NaN where either is constant (FBI section 4).
+
+    Plug-in, so biased upwards where there are many categories for few queries: give it ranks or few classes.
+    """
+    counts = joint_counts(victim, suspect)
+    one, two = entropy(counts.sum(axis=1)), entropy(counts.sum(axis=0))
+    least = min(one, two)
+    return (one + two - entropy(counts.ravel())) / least if least > 0 else float("nan")
+
+
+def jensen_shannon(victim: NDArray[np.float64], suspect: NDArray[np.float64]) -> float:
+    """Minus the mean Jensen-Shannon divergence of rows of probabilities in nats, in [-ln 2, 0] (DeepJudge's JSD, not rooted)."""
+    middle = (victim + suspect) / 2
+    return -float((_divergence(victim, middle) + _divergence(suspect, middle)).mean() / 2)
+
+
+def _divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Kullback-Leibler divergence of each row."""
+    ratio = np.where(p > 0, p / np.where(q > 0, q, 1), 1)
+    return np.asarray((p * np.log(ratio)).sum(axis=-1))
