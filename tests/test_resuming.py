@@ -1,0 +1,216 @@
+"""Evidence kept on disk: going on after a break, with the same suspect only, and what every further look costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxaudit.answers import Answers
+from onnxaudit.audit.checking import REPEATS, CheckOptions, check
+from onnxaudit.audit.progress import Silent
+from onnxaudit.audit.running import run_check
+from onnxaudit.errors import BudgetSpent, SuspectError, UsageError
+from onnxaudit.report.model import Report
+from onnxaudit.suspect import Queries, SuspectCard
+from onnxaudit_adapters.callable import CallableSuspect
+from tests.bundles import QUERIES, Recorded
+from tests.http_script import METADATA, PATH, Script, as_json, served
+from tests.simulated import BUNDLE, INNOCENT, VICTIM, checked
+
+
+def test_evidence_is_kept_and_a_resumed_check_gives_the_same_finding(tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    broken = Recorded(BUNDLE, VICTIM, fails_after=45, batch=10)
+    with pytest.raises(SuspectError):
+        check(BUNDLE, broken, CheckOptions(evidence=path), Silent())
+    resumed = checked(VICTIM, evidence=path, resume=True)
+    assert resumed.queries == {"sent": QUERIES - 40 + REPEATS, "reused": 40, "failed": 0}
+    plain = checked(VICTIM)
+    assert plain.queries == {"sent": QUERIES, "reused": 0, "failed": 0}
+    assert resumed.reasons == plain.reasons == ()
+    assert resumed.conditions == plain.conditions  # what was interrupted was not looked at
+    assert (resumed.finding, resumed.p_value, resumed.score) == (plain.finding, plain.p_value, plain.score)
+    assert resumed.transcript_sha256 is not None
+    assert plain.transcript_sha256 is None
+    with pytest.raises(UsageError, match="another bundle or suspect"):
+        checked(VICTIM, dataclasses.replace(BUNDLE, id="0" * 64), evidence=path, resume=True)
+    silent = Recorded(BUNDLE, VICTIM, batch=10)
+    again = check(BUNDLE, silent, CheckOptions(evidence=path, resume=True), Silent())
+    assert silent.rows == list(range(REPEATS)) == list(range(8))
+    assert again.queries == {"sent": REPEATS, "reused": QUERIES, "failed": 0}
+    assert (again.finding, again.p_value) == (plain.finding, plain.p_value)  # the same answers are no second look
+    more = Recorded(BUNDLE, VICTIM, batch=10)
+    check(BUNDLE, more, CheckOptions(evidence=path, resume=True, repeat=12), Silent())
+    assert more.rows == list(range(12))
+
+
+def test_the_transcript_says_whom_it_asked_and_how(tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    suspect = Recorded(BUNDLE, VICTIM, batch=10)
+    suspect.card = dataclasses.replace(suspect.card, runtime={"weights sha256": "c" * 64, "version": "7"})
+    check(BUNDLE, suspect, CheckOptions(evidence=path, access="label", target="t" * 64), Silent())
+    header = json.loads(path.read_bytes().splitlines()[0])
+    assert header == {
+        "schema": "onnxaudit.transcript/1",
+        "bundle": BUNDLE.id,
+        "suspect": {
+            "source": "recorded",
+            "sha256": "a" * 64,
+            "kind": "recorded",
+            "files": {"weights sha256": "c" * 64},
+            "target": "t" * 64,
+        },
+        "input": json.loads(json.dumps(dataclasses.asdict(BUNDLE.manifest.input))),
+        "access": "label",
+        "previous": "",
+    }
+
+
+def change_card(**values: Any) -> Callable[[Recorded], None]:
+    def change(suspect: Recorded) -> None:
+        suspect.card = dataclasses.replace(suspect.card, **values)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (change_card(), {"access": "probs"}),
+        (change_card(), {"access": None}),
+        (change_card(), {"target": "u" * 64}),
+        (change_card(input=dataclasses.replace(BUNDLE.manifest.input, scale=1.0)), {}),
+        (change_card(input=dataclasses.replace(BUNDLE.manifest.input, layout="NHWC")), {}),
+        (change_card(sha256="d" * 64), {}),
+        (change_card(sha256=None), {}),
+        (change_card(kind="other"), {}),
+        (change_card(source="other"), {}),
+        (change_card(runtime={"sha256 of data": "e" * 64}), {}),
+    ],
+)
+def test_what_was_asked_otherwise_is_not_gone_on_with(
+    tmp_path: Path, change: Callable[[Recorded], None], options: dict[str, Any]
+) -> None:
+    path = tmp_path / "e.jsonl"
+    given: dict[str, Any] = {"evidence": path, "access": "label", "target": "t" * 64}
+    check(BUNDLE, Recorded(BUNDLE, VICTIM), CheckOptions(**given), Silent())
+    before = path.read_bytes()
+    suspect = Recorded(BUNDLE, VICTIM)
+    change(suspect)
+    with pytest.raises(UsageError, match="is of another bundle or suspect"):
+        check(BUNDLE, suspect, CheckOptions(**{**given, **options, "resume": True}), Silent())
+    assert suspect.rows == []
+    assert path.read_bytes() == before
+    version = Recorded(BUNDLE, VICTIM)
+    version.card = dataclasses.replace(version.card, runtime={"version": "8"}, max_batch=5)  # may change between runs
+    assert check(BUNDLE, version, CheckOptions(**given, resume=True), Silent()).finding == "derived"
+
+
+def as_function(answers: Answers) -> CallableSuspect:
+    """A Python function, of which nothing is known but its name."""
+    spec = BUNDLE.manifest.input
+    rows = {query.tobytes(): row for row, query in enumerate(spec.encode(BUNDLE.queries))}
+
+    def function(batch: Any) -> object:
+        return answers.dense()[[rows[query.tobytes()] for query in batch]]
+
+    return CallableSuspect(function, SuspectCard("model:predict", "python", spec, 5, max_batch=10))
+
+
+@pytest.mark.parametrize("budget", [None, 40])
+def test_going_on_with_another_suspect_s_transcript_is_inconclusive(tmp_path: Path, budget: int | None) -> None:
+    """A function has no digest: only its answers tell that it is not the one that was asked before."""
+    answers = {"copy": VICTIM, "innocent": INNOCENT}
+    for first, second in itertools.product(answers, repeat=2):
+        path = tmp_path / f"{first}-{second}.jsonl"
+        with as_function(answers[first]) as suspect:
+            begun = check(BUNDLE, suspect, CheckOptions(evidence=path, budget=budget), Silent())
+        with as_function(answers[second]) as suspect:
+            assert suspect.card.sha256 is None
+            report = check(BUNDLE, suspect, CheckOptions(evidence=path, resume=True), Silent())
+        assert report.queries["reused"] == (budget or QUERIES)
+        assert report.queries["sent"] == QUERIES - (budget or QUERIES) + REPEATS
+        different = [reason for reason in report.reasons if "different labels to queries that it answered before" in reason]
+        if first != second:
+            assert report.finding == "inconclusive"
+            assert len(different) == 1
+        else:
+            assert begun.finding in (report.finding, "inconclusive")
+            assert report.finding == ("derived" if first == "copy" else "not-shown")
+            assert different == []
+
+
+def test_a_suspect_that_cannot_be_asked_again_after_resuming_is_inconclusive(tmp_path: Path) -> None:
+    class Spent(Recorded):
+        def _ask(self, queries: Queries) -> Answers:
+            raise BudgetSpent(f"no budget for {len(queries)}")
+
+    path = tmp_path / "e.jsonl"
+    assert checked(VICTIM, evidence=path).finding == "derived"
+    report = check(BUNDLE, Spent(BUNDLE, VICTIM), CheckOptions(evidence=path, resume=True), Silent())
+    assert report.finding == "inconclusive"
+    assert any("could not be asked again" in reason for reason in report.reasons)
+
+
+def test_every_look_at_growing_answers_costs(tmp_path: Path) -> None:
+    """Else whoever stops as soon as something is found would accuse innocents far more often than alpha says."""
+    path = tmp_path / "e.jsonl"
+    budgets = [12, *range(17, 24)]
+    reports = [checked(VICTIM, evidence=path, resume=True, budget=budget) for budget in budgets]
+    last = reports[-1]
+    assert [report.queries["sent"] for report in reports] == [*budgets[:-1], QUERIES - 81 + REPEATS]
+    assert last.queries["reused"] == 81
+    assert (last.finding, last.exit_code, last.p_floor, last.p_value) == ("inconclusive", 11, 0.2, 0.2)
+    assert last.reasons == ("39 references after 8 looks: p cannot fall below 0.2, alpha 0.05 needs at least 159",)
+    assert "answers were judged 8 times as they came in: p is multiplied by 8" in last.conditions
+    for looks, report in enumerate(reports, start=1):
+        assert report.p_floor == pytest.approx(looks / 40)
+        assert report.p_value is None or report.p_value >= report.p_floor
+        assert any(f"after {looks} looks" in reason for reason in report.reasons) == (looks > 2)
+    assert checked(VICTIM).finding == "derived"
+
+
+def answer_linear(number: int, body: bytes) -> Any:
+    """A server of 4x4 images whose five scores are the first five pixels."""
+    sent = json.loads(body)["inputs"][0]
+    rows = np.array(sent["data"], np.float32).reshape(-1, 16)[:, :5]
+    output = {"name": "y", "datatype": "FP32", "shape": list(rows.shape), "data": rows.ravel().tolist()}
+    return as_json({"outputs": [output]})
+
+
+def over_http(url: str, headers: dict[str, str] | None = None, **options: Any) -> Report:
+    http = {"dialect": "v2", "headers": headers or {}, "timeout": 5.0, "budget": options.get("budget")}
+    return run_check(BUNDLE, url, None, CheckOptions(**options), {}, http, Silent(), 0.0)
+
+
+def test_a_url_has_a_transcript_of_its_own_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    metadata = {**METADATA, "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 1, 4, 4]}]}
+    with served(Script(answer_linear, {PATH: as_json(metadata), "/v2": as_json({"name": "test-server"})})) as base:
+        url = base + PATH
+        first = over_http(url, budget=30)
+        assert (first.status, first.queries["sent"]) == ("complete", 30)
+        (path,) = tmp_path.iterdir()
+        header = json.loads(path.read_bytes().splitlines()[0])
+        assert path.name == f"onnxaudit-{BUNDLE.id[:8]}-{header['suspect']['target'][:8]}.jsonl"
+        again = over_http(url)
+        assert (again.status, again.exit_code) == ("failed", 2)
+        assert again.error is not None
+        assert "exists already" in again.error
+        resumed = over_http(url, {"Authorization": "renewed-word"}, resume=True)  # who asks may change, whom it asks may not
+        assert resumed.queries == {"sent": QUERIES - 30 + REPEATS, "reused": 30, "failed": 0}
+        assert over_http(url, {"X-Tenant": "secret-word"}).status == "complete"  # another target, another file
+        assert over_http(url, {"X-Tenant": "another"}).status == "complete"
+        kept = sorted(tmp_path.iterdir())
+        assert len(kept) == 3
+        assert not any(word in file.read_bytes() for file in kept for word in (b"secret-word", b"renewed-word"))
+        other = over_http(url, {"X-Tenant": "third"}, evidence=path, resume=True)
+        assert other.error is not None
+        assert "another bundle or suspect" in other.error
