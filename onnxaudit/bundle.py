@@ -25,20 +25,32 @@ KEY = "onnxaudit.manifest"
 MAX_BYTES = 2 << 30
 MAX_HEADER = 16 << 20
 MAX_CLASSES = 1_000_000
-ROLES = ("victim", "reference", "sibling", "surrogate")
+MAX_GRAPH = 16 << 20
+ROLES = ("victim", "reference", "training", "sibling", "surrogate")
+"""training: a reference that a sampler or a learned detector was made with. It must never calibrate."""
 
 
 @dataclass(frozen=True, slots=True)
 class SchemeEntry:
-    """One scheme as it was crafted: its parts by catalogue name, every parameter, and its rows [start, stop) of the queries."""
+    """One scheme as it was crafted: its parts by name, their parameters, and its rows [start, stop) of the queries.
+
+    Schemes with the same queries share rows. columns: names of what is known of each query, kept as tensors by rows.
+    """
 
     name: str
     sampler: str
     representation: str
     detector: str
     rows: tuple[int, int]
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    representing: Mapping[str, Any] = field(default_factory=dict)
+    detecting: Mapping[str, Any] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def column(self, name: str) -> str:
+        """The name of the tensor that a column is kept in."""
+        return f"columns/{self.rows[0]}-{self.rows[1]}/{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +110,21 @@ class QueryBundle:
     """A manifest with its tensors.
 
     queries: canonical, all schemes' rows and the controls. control_labels: (c,) int64, the truth where data was labelled,
-    else the victim's labels. answers: by model id, to all queries. id: sha256 of the file, "" before it is saved.
+    else the victim's labels. answers: by model id, to all queries. columns: by ``SchemeEntry.column``, one row a query of the
+    scheme. graphs: frozen networks of learned detectors, ONNX, by scheme. id: sha256 of the file, "" before it is saved.
     """
 
     manifest: Manifest
     queries: Queries
     control_labels: NDArray[np.int64]
     answers: Mapping[str, Answers]
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    graphs: Mapping[str, bytes] = field(default_factory=dict)
     id: str = ""
+
+    def columns_of(self, entry: SchemeEntry) -> dict[str, NDArray[Any]]:
+        """What is known of each query of a scheme, by name."""
+        return {name: self.columns[entry.column(name)] for name in entry.columns}
 
     def save(self, path: Path, *, force: bool = False) -> QueryBundle:
         """Write the file in one step and return the bundle with its id. Raises UsageError if it exists and not ``force``."""
@@ -113,7 +132,8 @@ class QueryBundle:
             raise UsageError(f"{path} exists already", "Give another name with -o, or --force to replace it.")
         from safetensors.numpy import save
 
-        tensors: dict[str, NDArray[Any]] = {"queries": self.queries, "control_labels": self.control_labels}
+        tensors: dict[str, NDArray[Any]] = {"queries": self.queries, "control_labels": self.control_labels, **self.columns}
+        tensors |= {f"graphs/{name}": np.frombuffer(graph, np.uint8) for name, graph in self.graphs.items()}
         for name, answers in self.answers.items():
             if answers.scores is None:
                 tensors[f"answers/{name}/labels"] = answers.labels
@@ -159,7 +179,11 @@ def load(path: Path) -> QueryBundle:
         if name not in tensors or manifest.tensors.get(name) != _digest(tensors[name]):
             raise ArtefactError(f"{where}: the tensor {name!r} does not match its digest", "The file was changed; do not use it.")
     answers = {model.id: _answers(model, tensors, where) for model in manifest.models}
-    bundle = QueryBundle(manifest, tensors["queries"], tensors["control_labels"], answers, hashlib.sha256(data).hexdigest())
+    columns = {name: tensor for name, tensor in tensors.items() if name.startswith("columns/")}
+    graphs = {name.removeprefix("graphs/"): _graph(tensors[name], where) for name in tensors if name.startswith("graphs/")}
+    bundle = QueryBundle(
+        manifest, tensors["queries"], tensors["control_labels"], answers, columns, graphs, hashlib.sha256(data).hexdigest()
+    )
     _check(bundle, where)
     return bundle
 
@@ -214,6 +238,19 @@ def _answers(model: ModelEntry, tensors: Mapping[str, NDArray[Any]], where: str)
     raise ArtefactError(f"{where}: no usable answers of {model.id}")
 
 
+def _graph(tensor: NDArray[Any], where: str) -> bytes:
+    if tensor.dtype != np.uint8 or tensor.ndim != 1 or len(tensor) > MAX_GRAPH:
+        raise ArtefactError(f"{where}: a learned detector's network is not one, or is too large")
+    return tensor.tobytes()
+
+
+def _fits(bundle: QueryBundle, entry: SchemeEntry) -> bool:
+    """Whether a scheme's columns are there, one row a query."""
+    known = [bundle.columns.get(entry.column(name)) for name in entry.columns]
+    length = entry.rows[1] - entry.rows[0]
+    return all(c is not None and c.ndim in (1, 2) and len(c) == length and c.dtype.kind in "biuf" for c in known)
+
+
 def _check(bundle: QueryBundle, where: str) -> None:
     """Raise ArtefactError where manifest and tensors contradict each other."""
     manifest, n = bundle.manifest, len(bundle.queries)
@@ -235,6 +272,8 @@ def _check(bundle: QueryBundle, where: str) -> None:
             or answers.num_classes not in classes
             for answers in bundle.answers.values()
         ),
+        "two schemes share a name": len({scheme.name for scheme in manifest.schemes}) != len(manifest.schemes),
+        "what is known of a scheme's queries does not fit them": not all(_fits(bundle, entry) for entry in manifest.schemes),
         "rows lie outside of the queries": any(not 0 <= a <= b <= n for a, b in spans),
         "control labels do not fit": bundle.control_labels.shape != (stop - start,) or bundle.control_labels.dtype != np.int64,
         "alpha must lie between 0 and 1": not 0 < manifest.alpha < 1,

@@ -11,12 +11,17 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import cast
+from typing import TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from onnxaudit.answers import Access
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Suspect, Target
 
+Graph: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""A frozen network: (rows, features) to (rows, outputs)."""
 GROUP = "onnxaudit.adapters"
 SHIPPED: Mapping[str, str] = MappingProxyType(
     {
@@ -74,3 +79,8 @@ def reduce_access(suspect: Suspect, access: Access, k: int) -> Suspect:
     return cast("Callable[[Suspect, Access, int], Suspect]", pkgutil.resolve_name("onnxaudit_adapters.access:Reduced"))(
         suspect, access, k
     )
+
+
+def open_graph(graph: bytes) -> Graph:
+    """A learned detector's frozen network, ready to run; the adapters bring what runs it. Raises ArtefactError for a bad one."""
+    return cast("Callable[[bytes], Graph]", pkgutil.resolve_name("onnxaudit_adapters.graph:open_graph"))(graph)

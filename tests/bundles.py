@@ -67,9 +67,15 @@ def simulated_bundle(
         input=InputSpec(SHAPE),
         class_names=("a", "b", "c", "d", "ü"),
         schemes=(
-            SchemeEntry("akh", "errors", "labels", "matching-rate", SPANS["akh"], {"seed": seed}),
+            SchemeEntry("akh", "negative", "labels", "matching-rate", SPANS["akh"], {"seed": seed}),
             SchemeEntry(
-                "sac-m", "cutmix", "correlation", "l1", SPANS["sac-m"], {"kernel": "cosine", "feed": "probs"}, ("a note",)
+                "sac-m",
+                "cutmix",
+                "correlation",
+                "l1",
+                SPANS["sac-m"],
+                representing={"kernel": "cosine", "feed": "probs"},
+                notes=("a note",),
             ),
         ),
         controls=CONTROLS,

@@ -439,13 +439,12 @@ def judge_victim(path: Path) -> None:
     "edit",
     [
         lambda manifest, _: manifest.update(statistic="max-z/7"),
-        set_scheme(0, name="brand-new"),
         set_scheme(0, representation="brand-new"),
         set_scheme(0, detector="brand-new"),
-        set_scheme(1, parameters={"kernel": "cubic", "feed": "probs"}),
-        set_scheme(1, parameters={"kernel": "cosine", "feed": 3}),
+        set_scheme(1, representing={"kernel": "cubic", "feed": "probs"}),
+        set_scheme(1, representing={"kernel": "cosine", "feed": 3}),
     ],
-    ids=["statistic", "scheme", "representation", "detector", "kernel", "feed"],
+    ids=["statistic", "representation", "detector", "kernel", "feed"],
 )
 def test_what_this_version_does_not_know_is_never_judged_by_something_else(path: Path, edit: Edit) -> None:
     """A newer bundle may name a statistic, scheme or parameter from the future: it must not be read as today's."""

@@ -17,7 +17,8 @@ from onnxaudit.bundle import load
 from onnxaudit.craft.boundary import boundary_loss, boundary_points, sample_boundary, walk_to_boundary
 from onnxaudit.craft.cutmix import cutmix, flipped
 from onnxaudit.craft.data import Data, load_data
-from onnxaudit.craft.natural import draw_controls, sample_errors
+from onnxaudit.craft.natural import draw_controls, sample_negative
+from onnxaudit.craft.sample import Material
 from onnxaudit.craft.victim import Victim, open_victim
 from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.suspect import InputSpec
@@ -51,7 +52,7 @@ def as_victim(module: nn.Module, spec: InputSpec) -> Victim:
 @pytest.mark.parametrize("start", ["training", "random"])
 @pytest.mark.parametrize("target", ["least-likely", "random"])
 def test_boundary_points_have_the_property_as_8_bit_images(victim: Victim, data: Data, start: str, target: str) -> None:
-    sample = sample_boundary(victim, data, 24, np.random.default_rng(5), quiet, start=start, target=target, k=2.0)
+    sample = sample_boundary(Material(victim, data), 24, np.random.default_rng(5), quiet, start=start, target=target, k=2.0)
     assert sample.queries.dtype == np.uint8
     assert sample.queries.shape == (24, *SHAPE)
     logits = victim.answer(sample.queries)
@@ -76,12 +77,14 @@ def test_boundary_loss_is_equation_5_of_ipguard() -> None:
 
 
 def test_points_in_a_batch_go_where_they_go_alone(victim: Victim, data: Data) -> None:
+    material = Material(victim, data)
     x = victim.pixels(data.x[:40])
     target = victim.logits(x).argmin(1)
-    together, converged = boundary_points(victim, x, target, k=1.0, lr=1 / 255, iterations=400)
+    together, converged = boundary_points(material, x, target, k=1.0, lr=1 / 255, iterations=400)
     assert converged.all()
     for index in (0, 17, 39):
-        alone, _ = walk_to_boundary(victim, x[index : index + 1], target[index : index + 1], k=1.0, lr=1 / 255, iterations=400)
+        one = slice(index, index + 1)
+        alone, _ = walk_to_boundary(victim, material.space, x[one], target[one], k=1.0, lr=1 / 255, iterations=400)
         assert float((alone[0] - together[index]).abs().mean()) < 2 / 255
 
 
@@ -92,7 +95,8 @@ def test_the_boundary_of_a_linear_victim_is_met_within_a_step() -> None:
     victim = as_victim(linear, InputSpec((12,), "NC"))
     x = torch.from_numpy(rng.normal(size=(30, 12)).astype(np.float32))
     target = victim.logits(x).argmin(1)
-    points, converged = boundary_points(victim, x, target, k=0.3, lr=0.01, iterations=2000)
+    wide = Data(np.array([[-50.0] * 12, [50.0] * 12], np.float32), None, (), "")  # steps are in units of the data's range
+    points, converged = boundary_points(Material(victim, wide), x, target, k=0.3, lr=0.01 / 100, iterations=2000)
     assert converged.all()
     z = victim.logits(points)
     margin = z.gather(1, target[:, None])[:, 0] - z.gather(1, 1 - target[:, None])[:, 0]
@@ -103,7 +107,7 @@ def test_the_boundary_of_a_linear_victim_is_met_within_a_step() -> None:
 
 def test_a_margin_out_of_reach_is_an_error(victim: Victim, data: Data) -> None:
     with pytest.raises(UsageError, match="reached the boundary"):
-        sample_boundary(victim, data, 4, np.random.default_rng(0), quiet, k=1e6, iterations=3)
+        sample_boundary(Material(victim, data), 4, np.random.default_rng(0), quiet, k=1e6, iterations=3)
 
 
 def test_every_pixel_of_a_cutmix_comes_from_one_of_two_images() -> None:
@@ -136,12 +140,12 @@ def test_flips() -> None:
 
 def test_akh_asks_errors_only_and_says_when_they_run_out(victim: Victim, data: Data) -> None:
     truth = {image.tobytes(): label for image, label in zip(data.x, data.y if data.y is not None else [], strict=True)}
-    sample = sample_errors(victim, data, 50, np.random.default_rng(0), quiet)
+    sample = sample_negative(Material(victim, data), 50, np.random.default_rng(0), quiet)
     said = victim.answer(sample.queries).argmax(1)
     assert all(truth[image.tobytes()] != label for image, label in zip(sample.queries, said, strict=True))
     assert sample.notes == ()
     few = data.take(np.arange(150))
-    filled = sample_errors(victim, few, 50, np.random.default_rng(0), quiet)
+    filled = sample_negative(Material(victim, few), 50, np.random.default_rng(0), quiet)
     assert len(filled.queries) == 50
     assert "CutMix mixtures of errors fill up" in filled.notes[0]
 
@@ -240,7 +244,7 @@ def test_every_kind_of_victim_answers_alike(tmp_path: Path, name: str, victim: V
     model = None if name.endswith(".pt2") else "tests.test_craft:factory"
     opened = open_victim(path, InputSpec(SHAPE), device="cpu", model=model).probed()
     np.testing.assert_allclose(opened.answer(data.x[:7]), victim.answer(data.x[:7]), atol=1e-4)
-    sample = sample_boundary(opened, data, 4, np.random.default_rng(0), quiet, k=1.0)
+    sample = sample_boundary(Material(opened, data), 4, np.random.default_rng(0), quiet, k=1.0)
     assert len(sample.queries) == 4
 
 

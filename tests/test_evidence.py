@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access
-from onnxaudit.audit.comparing import FEWEST_CONTROLS, FEWEST_QUERIES, compare
+from onnxaudit.audit.comparing import FEWEST_CONTROLS, FEWEST_QUERIES, compare, least_spread
 from onnxaudit.evidence.calibration import (
     COVARIATE_MODELS,
     TOLERANCE,
@@ -29,7 +29,8 @@ from onnxaudit.evidence.calibration import (
     usable,
 )
 from onnxaudit.evidence.multiple import holm
-from onnxaudit.schemes.catalogue import CATALOGUE
+from onnxaudit.schemes.detectors import DETECTORS
+from onnxaudit.schemes.representations import REPRESENTATIONS
 from tests.bundles import simulated_bundle
 
 DRAWS = 2000
@@ -402,12 +403,15 @@ def test_scores_are_adjusted_where_there_is_enough_to_adjust_by(controls: int, r
     for scheme in found.schemes:
         assert scheme.scores is not None
         assert scheme.standardised is not None
-        floor = CATALOGUE[scheme.name].resolution(scheme.queries)
+        floor = 0.5 / scheme.queries**0.5 if scheme.name == "akh" else 1e-6
         assert scheme.standardised == pytest.approx(standardise(scheme.scores, covariate, floor))
 
 
-def test_only_a_rate_has_a_sampling_error_below_which_nothing_counts() -> None:
-    for name, item in CATALOGUE.items():
-        expected = [0.05, 0.1] if item.detector == "matching-rate" else [1e-6, 1e-6]
-        assert [item.resolution(queries) for queries in (100, 25)] == pytest.approx(expected), name
-    assert {item.detector for item in CATALOGUE.values()} == {"matching-rate", "l1"}
+def test_only_what_counts_labels_has_a_sampling_error_below_which_nothing_counts() -> None:
+    def least(representation: str, detector: str, entries: int) -> float:
+        return least_spread(REPRESENTATIONS[representation], DETECTORS[detector], entries)
+
+    for representation in ("labels", "topk", "ranks", "correct", "hard-ddv", "hard-correlation"):
+        assert [least(representation, "matching-rate", n) for n in (100, 25)] == pytest.approx([0.05, 0.1])
+    assert least("correlation", "l1", 100) == least("logits", "cosine", 100) == 1e-6
+    assert least("labels", "logistic", 100) == least("views", "welch", 5) == 1.0  # in units of its own

@@ -12,7 +12,6 @@ import numpy as np
 
 from onnxaudit import __version__
 from onnxaudit.answers import Access, Answers, parse_access
-from onnxaudit.audit.calibrating import add_models
 from onnxaudit.audit.comparing import compare
 from onnxaudit.audit.judging import judge
 from onnxaudit.audit.progress import Progress
@@ -22,7 +21,6 @@ from onnxaudit.evidence.metrics import aruc, auc, tpr_at_fpr
 from onnxaudit.interview import interview
 from onnxaudit.registry import open_suspect
 from onnxaudit.report.model import DERIVED, Report
-from onnxaudit.schemes.catalogue import CATALOGUE
 from onnxaudit.suspect import SuspectCard, Target
 from onnxaudit.zoo.manifest import ZooEntry
 
@@ -72,31 +70,35 @@ class BenchResult:
 def bench(
     bundle: QueryBundle, zoo: Sequence[ZooEntry], accesses: Sequence[str], craft_seconds: float, progress: Progress, device: str
 ) -> BenchResult:
-    """Ask every model once, then score it at every access level by every scheme and by the combined statistic.
+    """Ask every positive and negative once, then score it at every access level by every scheme and by the combined statistic.
 
-    Raises UsageError if the zoo lacks references, positives or negatives.
+    bundle: crafted with the zoo's references. Raises UsageError if the zoo lacks a kind.
     """
-    of = {kind: [entry for entry in zoo if entry.kind == kind] for kind in ("reference", "positive", "negative")}
-    for kind, entries in of.items():
-        if not entries:
-            raise UsageError(f"the zoo has no {kind}s", "bench needs references to calibrate, positives and negatives to judge.")
-    spec, classes = bundle.manifest.input, bundle.manifest.victim.num_classes
-    targets = [(Target(entry.file, spec, classes, device), "reference of the zoo") for entry in of["reference"]]
-    crafted = bundle.id
-    bundle = add_models(bundle, targets, "reference", progress, strict=False)
-    asked = list(_ask(bundle, of["positive"] + of["negative"], device, progress))
+    of = by_kind(zoo)
+    rates = {entry.name for entry in bundle.manifest.schemes if entry.detector in ("matching-rate", "hamming")}
+    asked = list(ask_zoo(bundle, [*of["positive"], *of["negative"]], device, progress))
     rows: list[Row] = []
     scores: list[dict[str, Any]] = []
     for access in accesses:
         level, k = parse_access(access)
         found = [score for item in asked for score in _scores(bundle, item, level, k, access)]
         scores += found
-        rows += _rows(found, access, float(np.mean([item.seconds for item in asked])))
-    facts = {"bundle": crafted, "references": len(bundle.manifest.of_role("reference")), "tool": __version__}
+        rows += _rows(found, access, rates, float(np.mean([item.seconds for item in asked])))
+    facts = {"bundle": bundle.id, "references": len(bundle.manifest.of_role("reference")), "tool": __version__}
     return BenchResult(tuple(rows), tuple(scores), craft_seconds, facts)
 
 
-def _ask(bundle: QueryBundle, entries: Sequence[ZooEntry], device: str, progress: Progress) -> Iterator[Asked]:
+def by_kind(zoo: Sequence[ZooEntry]) -> dict[str, list[ZooEntry]]:
+    """The zoo's models by kind. Raises UsageError if it lacks references, positives or negatives."""
+    of = {kind: [entry for entry in zoo if entry.kind == kind] for kind in ("reference", "positive", "negative")}
+    for kind, entries in of.items():
+        if not entries:
+            raise UsageError(f"the zoo has no {kind}s", "bench needs references to calibrate, positives and negatives to judge.")
+    return of
+
+
+def ask_zoo(bundle: QueryBundle, entries: Sequence[ZooEntry], device: str, progress: Progress) -> Iterator[Asked]:
+    """Every model of the zoo, asked all queries once."""
     report = progress.task("asking suspects", len(entries))
     for number, entry in enumerate(entries):
         started = time.perf_counter()
@@ -119,15 +121,15 @@ def _scores(bundle: QueryBundle, item: Asked, level: Access, k: int, access: str
     yield {**base, "scheme": COMBINED, "score": report.score, "queries": len(bundle.queries), "finding": report.finding}
 
 
-def _rows(scores: Sequence[dict[str, Any]], access: str, seconds: float) -> Iterator[Row]:
+def _rows(scores: Sequence[dict[str, Any]], access: str, rates: set[str], seconds: float) -> Iterator[Row]:
     tasks = list(dict.fromkeys(score["task"] for score in scores if score["kind"] == "positive"))
     for scheme in dict.fromkeys(score["scheme"] for score in scores):
         mine = [score for score in scores if score["scheme"] == scheme and score["score"] is not None]
         negatives = [score for score in mine if score["kind"] == "negative"]
         for task in [*tasks, ALL]:
             positives = [s for s in mine if s["kind"] == "positive" and task in (ALL, s["task"])]
-            yield _row(scheme, access, task, positives, negatives, seconds)
-        yield _row(scheme, access, "independent", negatives, negatives, seconds)
+            yield _row(scheme, access, task, positives, negatives, seconds, rate=scheme in rates)
+        yield _row(scheme, access, "independent", negatives, negatives, seconds, rate=False)
 
 
 def _row(
@@ -137,10 +139,11 @@ def _row(
     positives: Sequence[dict[str, Any]],
     negatives: Sequence[dict[str, Any]],
     seconds: float,
+    *,
+    rate: bool,
 ) -> Row:
     high, low = [s["score"] for s in positives], [s["score"] for s in negatives]
     innocent = task == "independent"
-    rate = scheme in CATALOGUE and CATALOGUE[scheme].detector == "matching-rate"
     return Row(
         scheme,
         access,

@@ -72,7 +72,7 @@ def refusal(bundle: QueryBundle, entry: ModelEntry, answers: Answers) -> str | N
     """Why a model cannot serve in its role, in words, or None. References that are the victim, or know nothing, are refused."""
     victim = bundle.answers["victim"]
     start, _ = bundle.manifest.controls
-    if entry.role == "reference" and start and np.array_equal(answers.labels[:start], victim.labels[:start]):
+    if entry.role in ("reference", "training") and start and np.array_equal(answers.labels[:start], victim.labels[:start]):
         return "gives the victim's label to every fingerprint query: it is the victim, or a copy of it"
     for other in bundle.manifest.models:
         known = bundle.answers[other.id]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxaudit.audit.calibrating import add_models, model_files
 from onnxaudit.audit.judging import judge
@@ -20,6 +21,8 @@ from onnxaudit.report.model import Report
 from onnxaudit.suspect import Suspect, SuspectCard, Target
 from onnxaudit.transcript import Transcript
 
+TOGETHER = {"pair", "group", "view"}
+"""Columns whose equal neighbours are worth little when asked alone."""
 REPEATS = 8
 """Queries asked again after resuming."""
 
@@ -93,7 +96,7 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
     Some are always repeated after resuming, to see that the suspect is still the one that gave the kept answers.
     """
     n = len(bundle.queries)
-    order = np.random.default_rng(bundle.manifest.seed).permutation(n) if options.budget is not None else None
+    order = asking_order(bundle) if options.budget is not None else None
     transcript = None
     if options.evidence:
         transcript = Transcript(options.evidence, _header(bundle, suspect.card, options), resume=options.resume)
@@ -118,6 +121,19 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
         return result, not result.reused
     sent = getattr(suspect, "queries_sent", result.sent + len(rows))
     return dataclasses.replace(result, sent=sent), bool((again.labels == result.answers.labels[rows]).all())
+
+
+def asking_order(bundle: QueryBundle) -> NDArray[np.int64]:
+    """All rows in a random order fixed by the bundle, in which pairs, groups and views of one scheme stay together."""
+    unit = np.arange(len(bundle.queries))
+    for entry in bundle.manifest.schemes:
+        start, stop = entry.rows
+        for name in TOGETHER & set(entry.columns):
+            values = bundle.columns[entry.column(name)]
+            first = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
+            unit[start:stop] = start + np.repeat(first, np.diff(np.r_[first, stop - start]))
+    place = np.random.default_rng(bundle.manifest.seed).permutation(len(unit))
+    return np.argsort(place[unit], kind="stable")
 
 
 def _header(bundle: QueryBundle, card: SuspectCard, options: CheckOptions) -> dict[str, Any]:

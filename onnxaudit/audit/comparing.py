@@ -12,9 +12,9 @@ from onnxaudit.answers import Access, Answers
 from onnxaudit.bundle import QueryBundle, SchemeEntry
 from onnxaudit.errors import ArtefactError
 from onnxaudit.evidence.calibration import STATISTIC, Floats, combined, mean_agreement, standardise, usable
-from onnxaudit.schemes.catalogue import CATALOGUE
-from onnxaudit.schemes.detectors import DETECTORS
-from onnxaudit.schemes.representations import REPRESENTATIONS
+from onnxaudit.registry import open_graph
+from onnxaudit.schemes.detectors import DETECTORS, DISCRETE, Detector
+from onnxaudit.schemes.representations import REPRESENTATIONS, Representation
 
 FEWEST_QUERIES = 10
 """A scheme that got fewer answers than this says nothing."""
@@ -60,7 +60,7 @@ def compare(bundle: QueryBundle, references: Sequence[Answers], suspect: Answers
     width = min(model.classes.shape[1] for model in models) if access == Access.TOPK else 1
     cut = [answers.degrade(access, width) for answers in (bundle.answers["victim"], *models)]
     covariate = _covariate(bundle, models)
-    schemes = tuple(_scheme(entry, cut, suspect.answered, covariate) for entry in bundle.manifest.schemes)
+    schemes = tuple(_scheme(bundle, entry, cut, suspect.answered, covariate) for entry in bundle.manifest.schemes)
     ran = [scheme.standardised for scheme in schemes if scheme.standardised is not None]
     return Comparison(schemes, combined(ran) if ran else None, usable(covariate))
 
@@ -74,21 +74,42 @@ def _covariate(bundle: QueryBundle, models: Sequence[Answers]) -> Floats | None:
     return mean_agreement(np.stack([model.labels[rows] for model in models]))
 
 
-def _scheme(entry: SchemeEntry, cut: Sequence[Answers], answered: NDArray[np.bool_], covariate: Floats | None) -> SchemeScores:
+def _scheme(
+    bundle: QueryBundle, entry: SchemeEntry, cut: Sequence[Answers], answered: NDArray[np.bool_], covariate: Floats | None
+) -> SchemeScores:
     representation, detector = REPRESENTATIONS.get(entry.representation), DETECTORS.get(entry.detector)
-    if representation is None or detector is None or entry.name not in CATALOGUE:
+    if representation is None or detector is None:
         raise ArtefactError(f"the bundle has a scheme that this version does not know: {entry.name}", "Update onnxaudit.")
     start, stop = entry.rows
-    rows = np.arange(start, stop)[answered[start:stop]]
-    item = CATALOGUE[entry.name]
-    access = min(cut[0].access, item.access)
+    here = answered[start:stop]
+    rows = np.arange(start, stop)[here]
+    access = min(cut[0].access, representation.access)
+
+    def skipped(why: str) -> SchemeScores:
+        return SchemeScores(entry.name, len(rows), access, skipped=why)
+
     if len(rows) < FEWEST_QUERIES:
-        return SchemeScores(entry.name, len(rows), access, skipped=f"only {len(rows)} of its queries were answered")
-    parameters = {name: value for name, value in entry.parameters.items() if name in item.representing}
+        return skipped(f"only {len(rows)} of its queries were answered")
+    if detector.trainer and not here.all():
+        return skipped(f"only {len(rows)} of its {stop - start} queries were answered; what it learned needs all of them")
+    columns = {name: column[here] for name, column in bundle.columns_of(entry).items()}
+    extra = {"graph": open_graph(bundle.graphs[entry.name])} if entry.name in bundle.graphs else {}
     try:
-        represented = np.stack([representation(answers.take(rows), **parameters) for answers in cut])
-    except (TypeError, ValueError) as error:
+        vectors = [representation.function(answers.take(rows), columns, **entry.representing) for answers in cut]
+        if not vectors[0].size:
+            return skipped("none of its pairs was answered whole")
+        scores = np.array([detector.function(vectors[0], vector, **entry.detecting, **extra) for vector in vectors[1:]])
+    except (TypeError, ValueError, KeyError, IndexError) as error:
         raise ArtefactError(f"the bundle's parameters of {entry.name} are not known: {error}", "Update onnxaudit.") from None
-    scores = detector(represented[0], represented[1:])
-    standardised = standardise(scores, covariate, item.resolution(len(rows)))
-    return SchemeScores(entry.name, len(rows), access, scores, standardised)
+    if not np.isfinite(scores).all():
+        return skipped("its score is not defined for these answers, which are the same for every query")
+    floor = least_spread(representation, detector, len(vectors[0]))
+    return SchemeScores(entry.name, len(rows), access, scores, standardise(scores, covariate, floor))
+
+
+def least_spread(representation: Representation, detector: Detector, entries: int) -> float:
+    """The least standard deviation of a score that means something: where labels are counted, a rate's largest sampling error.
+
+    All references may match none of IPGuard's points; an innocent that matches three of a hundred is then no outlier.
+    """
+    return max(detector.floor, 0.5 / entries**0.5) if representation.kind in DISCRETE else detector.floor

@@ -123,6 +123,17 @@ def parse_number(text: str | None, option: str) -> float | None:
         raise UsageError(f"{option} {text!r} is not a number", "For example 1/255, or 1.") from None
 
 
+def parse_counts(text: str, option: str) -> list[int]:
+    """Whole numbers above 1, in increasing order: "10,20,50"."""
+    try:
+        counts = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        counts = []
+    if not counts or counts[0] < 2:
+        raise UsageError(f"{option} {text!r} is not a list of numbers from 2", "For example 10,20,50,100.")
+    return counts
+
+
 def check_alpha(alpha: float | None) -> None:
     """Raise UsageError unless alpha is None or between 0 and 1."""
     if alpha is not None and not 0 < alpha < 1:

@@ -12,11 +12,18 @@ from onnxaudit.errors import UsageError, missing_extra
 def craft(
     victim: Annotated[Path, typer.Argument(help="TorchScript, torch.export .pt2, or weights (with --model).")],
     data: Annotated[Path | None, typer.Option(help=".npz or .safetensors with x and optional y, or an image folder.")] = None,
-    scheme: Annotated[list[str] | None, typer.Option(help="A scheme's name; may be repeated. Default: auto.")] = None,
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option(help="A scheme, with parameters as sac-m:box=corner, or queries+representation+detector; may be repeated."),
+    ] = None,
     queries: Annotated[int, typer.Option(help="Queries a scheme.")] = 100,
     controls: Annotated[int, typer.Option(help="Control queries.")] = 100,
     references: Annotated[Path | None, typer.Option(help="Folder of models known to be independent.")] = None,
     train_references: Annotated[int, typer.Option(help="Train so many references on the data.")] = 0,
+    surrogates: Annotated[
+        Path | None, typer.Option(help="Folder of models derived from the victim, for schemes that learn.")
+    ] = None,
+    train_surrogates: Annotated[int, typer.Option(help="Derive so many surrogates from the victim.")] = 0,
     seed: Annotated[int, typer.Option(help="Everything random comes from it.")] = 0,
     alpha: Annotated[float, typer.Option(help="Error rate that the bundle is made for.")] = 0.05,
     output: Annotated[
@@ -37,7 +44,7 @@ def craft(
     layout: Annotated[str | None, typer.Option(help="NCHW or NHWC.")] = None,
     channel_order: Annotated[str | None, typer.Option(help="RGB or BGR.")] = None,
     margin: Annotated[float | None, typer.Option(help="IPGuard's k, in logits.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Processes that train references. Default: one a core.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes that train models. Default: one a core.")] = None,
     debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> None:
     """Craft a query bundle from the victim (white box, once; needs PyTorch)."""
@@ -49,6 +56,8 @@ def craft(
         raise UsageError(
             "--references and --train-references exclude each other", "Add more models later with: onnxaudit calibrate"
         )
+    if surrogates and train_surrogates:
+        raise UsageError("--surrogates and --train-surrogates exclude each other", "Put all of them in one folder.")
     try:
         from onnxaudit.audit.crafting import CraftOptions
         from onnxaudit.audit.crafting import craft as make
@@ -57,27 +66,30 @@ def craft(
 
     console = Console()
     options = CraftOptions(
-        victim,
-        data,
-        tuple(scheme or ["auto"]),
-        queries,
-        controls,
-        references,
-        train_references,
-        path.with_suffix(".references"),
-        seed,
-        alpha,
-        device,
-        model,
-        allow_pickle,
-        parse_shape(input),
-        parse_number(scale, "--scale"),
-        parse_floats(mean, "--mean"),
-        parse_floats(std, "--std"),
-        parse_choice(layout, "--layout", ("NCHW", "NHWC")),
-        parse_choice(channel_order, "--channel-order", ("RGB", "BGR")),
-        margin,
-        jobs,
+        victim=victim,
+        data=data,
+        schemes=tuple(scheme or ["auto"]),
+        queries=queries,
+        controls=controls,
+        references=references,
+        train_references=train_references,
+        reference_folder=path.with_suffix(".references"),
+        surrogates=surrogates,
+        train_surrogates=train_surrogates,
+        surrogate_folder=path.with_suffix(".surrogates"),
+        seed=seed,
+        alpha=alpha,
+        device=device,
+        model=model,
+        allow_pickle=allow_pickle,
+        input=parse_shape(input),
+        scale=parse_number(scale, "--scale"),
+        mean=parse_floats(mean, "--mean"),
+        std=parse_floats(std, "--std"),
+        layout=parse_choice(layout, "--layout", ("NCHW", "NHWC")),
+        channel_order=parse_choice(channel_order, "--channel-order", ("RGB", "BGR")),
+        margin=margin,
+        jobs=jobs,
     )
     try:
         bundle = make(options, console).save(path, force=force)

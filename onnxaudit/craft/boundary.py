@@ -106,7 +106,8 @@ def walk_to_boundary(
         first.mul_(BETA1).add_(gradient, alpha=1 - BETA1)
         second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
         rate = lr * (1 - BETA2**step) ** 0.5 / (1 - BETA1**step)
-        x = x.addcdiv(first, second.sqrt().add_(EPSILON * (1 - BETA2**step) ** 0.5), value=-rate)
+        stride = first / second.sqrt().add_(EPSILON * (1 - BETA2**step) ** 0.5)
+        x = x.sub(stride if space.image else stride * space.width, alpha=rate)
         x = space.clip(x)
     return points, converged
 

@@ -31,8 +31,14 @@ def sample_noise(material: Material, n: int, rng: np.random.Generator, progress:
 
 
 def errors_of(victim: Victim, data: Data, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Rows of the labelled data that the victim gets wrong, in random order (QuRD section 4, "negative" sampling)."""
-    return rng.permutation(np.flatnonzero(victim.answer(data.x).argmax(1) != data.y))
+    """Rows of the labelled data that the victim gets wrong, in random order (QuRD section 4, "negative" sampling).
+
+    Raises UsageError if there are fewer than two.
+    """
+    errors = rng.permutation(np.flatnonzero(victim.answer(data.x).argmax(1) != data.y))
+    if len(errors) < 2:
+        raise UsageError(f"the victim makes {len(errors)} errors on {len(data)} inputs; too few here", "Give held-out data.")
+    return errors
 
 
 def sample_negative(
@@ -48,8 +54,6 @@ def sample_negative(
     if fill not in ("cutmix", "margin", "none"):
         raise UsageError(f"fill={fill!r} is not known", "Use cutmix, margin or none.")
     errors = errors_of(material.victim, data, rng)
-    if len(errors) < 2:
-        raise UsageError(f"the victim makes {len(errors)} errors on {len(data)} inputs; this scheme needs some", "Give held-out data.")
     natural, labels = data.x[errors[:n]], truth[errors[:n]]
     progress(len(natural))
     missing = n - len(natural)
@@ -79,14 +83,14 @@ def sample_negative_augment(material: Material, n: int, rng: np.random.Generator
     data, _ = material.labelled()
     images = material.images()
     errors = errors_of(material.victim, data, rng)
-    if len(errors) < 2:
-        raise UsageError(f"the victim makes {len(errors)} errors on {len(data)} inputs; this scheme needs some", "Give held-out data.")
     negatives = images[errors]
     parts = [negatives]
     while sum(map(len, parts)) < n:
         parts += [cutmix(negatives, rng), flipped(negatives, "horizontal"), flipped(negatives, "vertical")]
     progress(n)
-    notes = (f"only {len(errors)} natural errors in {len(data)} inputs; mixed and mirrored ones fill up",) if len(errors) < n else ()
+    notes = (
+        (f"only {len(errors)} natural errors in {len(data)} inputs; mixed and mirrored ones fill up",) if len(errors) < n else ()
+    )
     return Sample(np.concatenate(parts)[:n], notes)
 
 

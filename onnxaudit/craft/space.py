@@ -45,10 +45,8 @@ class Space:
     def uniform(self, n: int, rng: np.random.Generator) -> Tensor:
         """n points drawn uniformly from the box (from the grid, for images)."""
         shape = (n, *self.low.shape[1:])
-        if self.image:
-            drawn = rng.integers(0, GREY_LEVELS + 1, shape).astype(np.float32) / GREY_LEVELS
-        else:
-            drawn = rng.random(shape, dtype=np.float32)
+        drawn = rng.integers(0, GREY_LEVELS + 1, shape) / GREY_LEVELS if self.image else rng.random(shape)
+        drawn = drawn.astype(np.float32)
         return self.low + torch.from_numpy(drawn).to(self.low.device) * (self.high - self.low)
 
     def queries(self, x: Tensor) -> Queries:
@@ -69,5 +67,7 @@ def space_of(victim: Victim, data: Data | None) -> Space:
         return Space(torch.zeros(size, device=victim.device), torch.ones(size, device=victim.device), True)
     if data is None:
         return Space(torch.zeros((1, *shape), device=victim.device), torch.ones((1, *shape), device=victim.device), False)
-    low, high = (torch.from_numpy(np.asarray(bound, np.float32)[None]).to(victim.device) for bound in (data.x.min(0), data.x.max(0)))
+    low, high = (
+        torch.from_numpy(np.asarray(bound, np.float32)[None]).to(victim.device) for bound in (data.x.min(0), data.x.max(0))
+    )
     return Space(low, high, False)

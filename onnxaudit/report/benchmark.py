@@ -101,3 +101,31 @@ def plot_scores(scores: Sequence[dict[str, Any]], access: str, path: Path) -> No
     panels[0].invert_yaxis()
     figure.suptitle(f"Scores, access {access} (dotted: the closest innocent)", fontsize="medium")
     figure.savefig(path, dpi=130)
+
+
+def grid_json(cells: Sequence[Any], facts: dict[str, Any]) -> str:
+    """The grid as one JSON document, one cell a composition and budget."""
+    plain = [dataclasses.asdict(cell) for cell in cells]
+    return json.dumps({"schema": "onnxaudit.grid/1", **facts, "cells": plain}, indent=1, allow_nan=False)
+
+
+def grid_table(cells: Sequence[Any], budgets: Sequence[int]) -> str:
+    """TPR@5% of every composition at every budget, best at the largest budget first, ties by AUC there."""
+    of: dict[str, dict[int, Any]] = {}
+    for cell in cells:
+        of.setdefault(cell.scheme, {})[cell.budget] = cell
+    last = budgets[-1]
+
+    def rank(name: str) -> tuple[float, float]:
+        best = of[name].get(last)
+        return (-best.tpr_at_5, -best.auc) if best is not None and best.tpr_at_5 is not None else (1.0, 1.0)
+
+    rows = [
+        (
+            name,
+            *(_cell(of[name][budget].tpr_at_5 if budget in of[name] else None) for budget in budgets),
+            _cell(of[name][last].auc if last in of[name] else None),
+        )
+        for name in sorted(of, key=rank)
+    ]
+    return table(("queries + representation + detector", *(f"TPR@5% {budget}" for budget in budgets), f"AUC {last}"), rows)

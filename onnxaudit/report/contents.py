@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 
-from onnxaudit.bundle import ModelEntry, QueryBundle
+from onnxaudit.bundle import ModelEntry, QueryBundle, SchemeEntry
 from onnxaudit.evidence.calibration import p_floor
 from onnxaudit.report.text import table
 from onnxaudit.suspect import InputSpec
+
+OTHERS: Mapping[str, str] = MappingProxyType({"training": "helpers", "sibling": "siblings", "surrogate": "surrogates"})
+"""Roles of models that do not calibrate, as they are called in the list."""
 
 
 def contents(bundle: QueryBundle) -> str:
@@ -33,7 +37,14 @@ def contents(bundle: QueryBundle) -> str:
         table(
             ("scheme", "queries", "sampler", "representation", "detector", "parameters"),
             [
-                (s.name, str(s.rows[1] - s.rows[0]), s.sampler, s.representation, s.detector, _words(s.parameters))
+                (
+                    s.name,
+                    str(s.rows[1] - s.rows[0]),
+                    s.sampler,
+                    s.representation,
+                    s.detector,
+                    _words(s),
+                )
                 for s in manifest.schemes
             ],
             "  ",
@@ -41,7 +52,9 @@ def contents(bundle: QueryBundle) -> str:
         "",
         *_pool(manifest.of_role("reference")),
     ]
-    lines += [f"  {role}s   {len(manifest.of_role(role))}" for role in ("sibling", "surrogate") if manifest.of_role(role)]
+    for role, words in OTHERS.items():
+        if models := manifest.of_role(role):
+            lines.append(f"  {words:<10} {len(models)}")
     notes = [*manifest.notes, *(f"{s.name}: {note}" for s in manifest.schemes for note in s.notes)]
     return "\n".join([*lines, *(f"  note       {note}" for note in notes)])
 
@@ -70,5 +83,6 @@ def _input(spec: InputSpec) -> str:
     )
 
 
-def _words(parameters: Mapping[str, object]) -> str:
+def _words(scheme: SchemeEntry) -> str:
+    parameters = {**scheme.sampling, **scheme.representing, **scheme.detecting}
     return ", ".join(f"{name}={value}" for name, value in sorted(parameters.items()))

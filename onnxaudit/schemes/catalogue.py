@@ -41,6 +41,11 @@ class Scheme:
         return REPRESENTATIONS[self.representation].access
 
 
+def _from(start: str, target: str) -> Mapping[str, Any]:
+    """IPGuard's variants: where points start, and which class they walk to."""
+    return {"start": start, "target": target}
+
+
 _IPGUARD, _FUAP = "IPGuard (Cao et al. 2021)", "FUAP (Peng et al. 2022)"
 _SAC, _QURD = "SAC (Guan et al. 2022)", "QuRD (Godinot et al. 2025)"
 _DEEPJUDGE = "DeepJudge (Chen et al. 2022)"
@@ -49,10 +54,10 @@ CATALOGUE: Mapping[str, Scheme] = MappingProxyType(
     {
         scheme.name: scheme
         for scheme in (
-            Scheme("ipguard-tl", _IPGUARD, "boundary", "labels", "matching-rate", {"start": "training", "target": "least-likely"}),
-            Scheme("ipguard-tr", _IPGUARD, "boundary", "labels", "matching-rate", {"start": "training", "target": "random"}),
-            Scheme("ipguard-rl", _IPGUARD, "boundary", "labels", "matching-rate", {"start": "random", "target": "least-likely"}),
-            Scheme("ipguard-rr", _IPGUARD, "boundary", "labels", "matching-rate", {"start": "random", "target": "random"}),
+            Scheme("ipguard-tl", _IPGUARD, "boundary", "labels", "matching-rate", _from("training", "least-likely")),
+            Scheme("ipguard-tr", _IPGUARD, "boundary", "labels", "matching-rate", _from("training", "random")),
+            Scheme("ipguard-rl", _IPGUARD, "boundary", "labels", "matching-rate", _from("random", "least-likely")),
+            Scheme("ipguard-rr", _IPGUARD, "boundary", "labels", "matching-rate", _from("random", "random")),
             Scheme("fgsm", _IPGUARD, "fgsm", "labels", "matching-rate"),
             Scheme("igsm", _IPGUARD, "igsm", "labels", "matching-rate"),
             Scheme("cw-l2", _IPGUARD, "cw-l2", "labels", "matching-rate"),
@@ -90,9 +95,17 @@ RESERVED: Mapping[str, str] = MappingProxyType(
 """Names that a reader of the papers may look for, and why they are not here."""
 
 
-def with_parameters(scheme: Scheme, **parts: Mapping[str, Any]) -> Scheme:
-    """The scheme with more parameters: sampling, representing, detecting."""
-    return dataclasses.replace(scheme, **{name: {**getattr(scheme, name), **values} for name, values in parts.items()})
+def with_parameters(
+    scheme: Scheme, name: str, *, sampling: Mapping[str, Any], representing: Mapping[str, Any], detecting: Mapping[str, Any]
+) -> Scheme:
+    """The scheme under another name and with more parameters."""
+    return dataclasses.replace(
+        scheme,
+        name=name,
+        sampling={**scheme.sampling, **sampling},
+        representing={**scheme.representing, **representing},
+        detecting={**scheme.detecting, **detecting},
+    )
 
 
 def portfolio(*, data: bool, labels: bool) -> tuple[list[str], str]:

@@ -1,22 +1,23 @@
 """From what a user writes to schemes: names of the catalogue, or parts, with parameters.
 
-    akh                                    a published scheme
-    sac-m:box=corner,flip=transpose        the same with parameters
-    negative+correlation+l1                a composition: queries + representation + detector
-    boundary:k=5+topk:k=3+hamming          the same with parameters of its parts
+akh                                    a published scheme
+sac-m:box=corner,flip=transpose        the same with parameters
+negative+correlation+l1                a composition: queries + representation + detector
+boundary:k=5+topk:k=3+hamming          the same with parameters of its parts
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from onnxaudit.errors import UsageError
 from onnxaudit.schemes.catalogue import ALIASES, CATALOGUE, RESERVED, Scheme, with_parameters
 from onnxaudit.schemes.detectors import DETECTORS, Detector
 from onnxaudit.schemes.representations import REPRESENTATIONS, Representation
-from onnxaudit.schemes.samplers import SAMPLERS
+from onnxaudit.schemes.samplers import SAMPLERS, Sampler
 
 
 def schemes(text: str) -> list[Scheme]:
@@ -44,8 +45,12 @@ def compositions(*, learned: bool = True) -> Iterator[Scheme]:
                     yield Scheme(name, "composition", sampler, representation, detector)
 
 
-def parameters_of(part: Representation | Detector) -> dict[str, Any]:
-    """Names and defaults of a part's parameters that a user may give."""
+def parameters_of(part: Sampler | Representation | Detector) -> dict[str, Any]:
+    """Names and defaults of a part's parameters that a user may give; those of a learned detector are its trainer's."""
+    if isinstance(part, Sampler):
+        return keywords(pkgutil.resolve_name(part.source))
+    if isinstance(part, Detector) and part.trainer:
+        return keywords(pkgutil.resolve_name(part.trainer))
     return keywords(part.function)
 
 
@@ -76,11 +81,7 @@ def _with(scheme: Scheme, given: dict[str, Any], text: str) -> Scheme:
     rest = {k: v for k, v in given.items() if k not in representing}
     detecting = {k: v for k, v in rest.items() if k in parameters_of(DETECTORS[scheme.detector])}
     sampling = {k: v for k, v in rest.items() if k not in detecting}
-    named = Scheme(text, scheme.paper, scheme.sampler, scheme.representation, scheme.detector)
-    named = with_parameters(
-        named, sampling=scheme.sampling, representing=scheme.representing, detecting=scheme.detecting
-    )
-    return with_parameters(named, sampling=sampling, representing=representing, detecting=detecting)
+    return _checked(with_parameters(scheme, text, sampling=sampling, representing=representing, detecting=detecting))
 
 
 def _composition(text: str) -> Scheme:
@@ -94,15 +95,21 @@ def _composition(text: str) -> Scheme:
     (sampler, sampling), (representation, representing), (detector, detecting) = parts
     if (why := problem(sampler, representation, detector)) is not None:
         raise UsageError(f"{text!r} is not a scheme: {why}", "Name other parts.")
-    for name, given, part in (
-        (representation, representing, REPRESENTATIONS[representation]),
-        (detector, detecting, DETECTORS[detector]),
-    ):
-        check_known(name, given, parameters_of(part))
-    return Scheme(text, "composition", sampler, representation, detector, sampling, representing, detecting)
+    return _checked(Scheme(text, "composition", sampler, representation, detector, sampling, representing, detecting))
 
 
-def check_known(name: str, given: dict[str, Any], known: dict[str, Any]) -> None:
+def _checked(scheme: Scheme) -> Scheme:
+    """The scheme, if its parts have the parameters that it gives them."""
+    if scheme.sampling:
+        check_known(scheme.sampler, scheme.sampling, parameters_of(SAMPLERS[scheme.sampler]))
+    if scheme.representing:
+        check_known(scheme.representation, scheme.representing, parameters_of(REPRESENTATIONS[scheme.representation]))
+    if scheme.detecting:
+        check_known(scheme.detector, scheme.detecting, parameters_of(DETECTORS[scheme.detector]))
+    return scheme
+
+
+def check_known(name: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     """Raise UsageError for a parameter that a part does not have, or a value of another type than its default."""
     for key, value in given.items():
         if key not in known:

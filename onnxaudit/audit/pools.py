@@ -1,0 +1,176 @@
+"""The models that craft uses besides the victim: references, and surrogates where a scheme wants them; given or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxaudit.audit.calibrating import model_files
+from onnxaudit.audit.progress import Progress
+from onnxaudit.craft.data import Data
+from onnxaudit.craft.references import CLOSE, choose, train_references
+from onnxaudit.craft.sample import Peer
+from onnxaudit.craft.victim import Victim
+from onnxaudit.errors import UsageError
+from onnxaudit.schemes.catalogue import Scheme
+from onnxaudit.schemes.samplers import SAMPLERS, Need
+from onnxaudit.suspect import Target
+
+if TYPE_CHECKING:
+    from onnxaudit.audit.crafting import CraftOptions
+
+SHARE = 3
+"""One reference in so many helps to make fingerprints, where a scheme wants references. Those never calibrate."""
+FEWEST = 2
+"""Fewer models of a kind than this teach nothing."""
+DIFFERENTIABLE = (".pt", ".ts", ".pt2")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pools:
+    """calibrating, training, surrogates: (file, origin) of models by what they are for; the last two also as peers.
+
+    notes: on how they were chosen. shortfall: how far trained references fall short of the victim's accuracy.
+    """
+
+    calibrating: Sequence[tuple[Path, str]] = ()
+    training: Sequence[tuple[Path, str]] = ()
+    surrogates: Sequence[tuple[Path, str]] = ()
+    training_peers: Sequence[Peer] = ()
+    surrogate_peers: Sequence[Peer] = ()
+    notes: tuple[str, ...] = ()
+    shortfall: float | None = None
+
+
+def gather(
+    options: CraftOptions, schemes: Sequence[Scheme], victim: Victim, training: Data | None, test: Data | None, progress: Progress
+) -> Pools:
+    """Whatever models the options name or the schemes want. training: data to train on; test: data that queries come from.
+
+    Raises UsageError if a scheme wants models that were neither given nor asked to be trained.
+    """
+    _require(options, schemes)
+    surrogates = _surrogates(options, victim, training, test, progress)
+    references, notes, shortfall = _references(options, victim, training, test, progress)
+    wanted = any(Need.REFERENCES in scheme.needs for scheme in schemes)
+    gradients = any(Need.REFERENCES | Need.GRADIENTS in SAMPLERS[scheme.sampler].needs for scheme in schemes)
+    making = _making(references, options.seed, gradients=gradients) if wanted else []
+    calibrating = [item for item in references if item not in making]
+    if making:
+        said = f"{len(making)} of {len(references)} references help to make fingerprints and do not calibrate"
+        notes += (said,)
+        progress.note(said)
+
+    wants_surrogates = any(Need.SURROGATES in scheme.needs for scheme in schemes)
+    helping = surrogates if wants_surrogates else []
+    peers = (_peers(making, victim, options.device), _peers(helping, victim, options.device))
+    return Pools(calibrating, making, surrogates, *peers, notes, shortfall)
+
+
+def _peers(items: Sequence[tuple[Path, str]], victim: Victim, device: str) -> list[Peer]:
+    if not items:
+        return []
+    from onnxaudit.craft.peers import open_peers
+
+    return open_peers([file for file, _ in items], victim.spec, victim.num_classes, device)
+
+
+def _require(options: CraftOptions, schemes: Sequence[Scheme]) -> None:
+    for scheme in schemes:
+        if Need.SURROGATES in scheme.needs and not options.surrogates and not options.train_surrogates:
+            raise UsageError(
+                f"{scheme.name} needs surrogates, models that are derived from the victim",
+                "Give --surrogates DIR, or --train-surrogates 6.",
+            )
+        if Need.REFERENCES in scheme.needs and not (options.references or options.reference_files or options.train_references):
+            raise UsageError(f"{scheme.name} needs references to learn from", "Give --references DIR, or --train-references 39.")
+
+
+def _surrogates(
+    options: CraftOptions, victim: Victim, training: Data | None, test: Data | None, progress: Progress
+) -> list[tuple[Path, str]]:
+    if options.surrogates:
+        files = model_files(options.surrogates)
+        if len(files) < FEWEST:
+            raise UsageError(f"{options.surrogates} holds {len(files)} surrogate", f"Give at least {FEWEST}.")
+        return [(file, "given by the owner") for file in files]
+    if not options.train_surrogates or training is None or test is None:
+        return []
+    from onnxaudit.craft.surrogates import train_surrogates
+
+    report = progress.task("training surrogates", options.train_surrogates)
+    count, folder = options.train_surrogates, options.surrogate_folder
+    trained = train_surrogates(training, test, victim, count, options.seed, folder, jobs=options.jobs, progress=report)
+    return [(item.path, f"trained by craft: {item.task}") for item in trained]
+
+
+def _references(
+    options: CraftOptions, victim: Victim, training: Data | None, test: Data | None, progress: Progress
+) -> tuple[list[tuple[Path, str]], tuple[str, ...], float | None]:
+    if options.reference_files:
+        return [(file, "reference of the zoo") for file in options.reference_files], (), None
+    if options.references:
+        return [(file, "given by the owner") for file in model_files(options.references)], (), None
+    if not options.train_references or training is None or test is None:
+        return [], (), None
+    return _trained_references(options, victim, training, test, progress)
+
+
+def _trained_references(
+    options: CraftOptions, victim: Victim, training: Data, test: Data, progress: Progress
+) -> tuple[list[tuple[Path, str]], tuple[str, ...], float]:
+    """References trained on data that no query comes from; weak ones are kept apart as long as enough are left.
+
+    How far they fall short of the victim goes into the bundle, because it makes strong innocents look suspicious.
+    """
+    assert test.y is not None
+    goal = float((victim.answer(test.x).argmax(1) == test.y).mean())
+    report = progress.task("training references", options.train_references)
+    trained = train_references(
+        training,
+        test,
+        victim.num_classes,
+        options.train_references,
+        goal,
+        options.seed,
+        options.reference_folder,
+        jobs=options.jobs,
+        progress=report,
+    )
+    used = choose(trained, goal, least=round(1 / options.alpha) - 1)
+    reached = sorted(reference.accuracy for reference in used)
+    middle = reached[len(reached) // 2]
+    said = [f"references trained: median accuracy {middle:.1%} ({reached[0]:.1%} to {reached[-1]:.1%}), the victim {goal:.1%}"]
+    if len(used) < len(trained):
+        said.append(f"{len(trained) - len(used)} of {len(trained)} trained references are too weak and were left out")
+    if middle < goal - CLOSE:
+        said.append(
+            f"the references fall {100 * (goal - middle):.1f} points short of the victim; innocents may be closer to it, "
+            "so a finding needs a wider margin (more data or your own references would help)"
+        )
+    for words in said:
+        progress.note(words)
+    files = [(reference.path, f"trained by craft: {reference.recipe}") for reference in used]
+    return files, tuple(said), max(0.0, round(goal - middle, 4))
+
+
+def _making(references: Sequence[tuple[Path, str]], seed: int, *, gradients: bool) -> list[tuple[Path, str]]:
+    """The references that help to make fingerprints, drawn at random; where gradients are wanted, of those that have them."""
+    count = max(FEWEST, len(references) // SHARE)
+    able = [item for item in references if item[0].suffix.lower() in DIFFERENTIABLE] if gradients else []
+    pool = able if len(able) >= FEWEST else list(references)
+    if len(references) <= count:
+        raise UsageError(
+            f"{len(references)} references are too few to learn from some and calibrate with the others", "Give more."
+        )
+    rng = np.random.default_rng([seed, len(references)])
+    return [pool[i] for i in sorted(rng.permutation(len(pool))[:count])]
+
+
+def targets(items: Sequence[tuple[Path, str]], victim: Victim, device: str) -> list[tuple[Target, str]]:
+    """Files as what ``add_models`` takes."""
+    return [(Target(str(file), victim.spec, victim.num_classes, device), origin) for file, origin in items]

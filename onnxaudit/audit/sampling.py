@@ -1,0 +1,140 @@
+"""From schemes to queries: every sampler runs once, learned detectors are fitted, and the result is frozen."""
+
+from __future__ import annotations
+
+import pkgutil
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxaudit.answers import Access, Answers
+from onnxaudit.audit.progress import Progress
+from onnxaudit.bundle import SchemeEntry
+from onnxaudit.craft.sample import Material, Sample, Sampler
+from onnxaudit.decode import canonical
+from onnxaudit.errors import UsageError
+from onnxaudit.schemes.catalogue import Scheme
+from onnxaudit.schemes.detectors import DETECTORS
+from onnxaudit.schemes.representations import REPRESENTATIONS
+from onnxaudit.schemes.samplers import SAMPLERS, Need
+from onnxaudit.suspect import Queries
+
+if TYPE_CHECKING:
+    from onnxaudit.audit.crafting import CraftOptions
+    from onnxaudit.craft.fitting import Frozen
+
+
+@dataclass(slots=True, eq=False)
+class Sampled:
+    """What sampling gave. parts: queries, one array a sampler; entries: one a scheme; columns and graphs: as in a bundle."""
+
+    parts: list[Queries] = field(default_factory=list)
+    entries: list[SchemeEntry] = field(default_factory=list)
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+    graphs: dict[str, bytes] = field(default_factory=dict)
+
+
+def sample_all(chosen: Sequence[Scheme], material: Material, options: CraftOptions, progress: Progress) -> Sampled:
+    """Every scheme's queries; schemes with the same sampler and parameters share them.
+
+    A scheme of ``auto``, or an optional one, that cannot be crafted is left out with a note; any other raises UsageError.
+    """
+    result = Sampled()
+    done: dict[str, tuple[Sample, tuple[int, int]]] = {}
+    left_out: UsageError | None = None
+    for scheme in chosen:
+        sampling = _sampling(scheme, options)
+        key = canonical([scheme.sampler, sampling])
+        try:
+            if key not in done:
+                sample = _sample(scheme, sampling, material, options, key, progress)
+                begin = sum(map(len, result.parts))
+                done[key] = sample, (begin, begin + len(sample.queries))
+                result.parts.append(sample.queries)
+            sample, rows = done[key]
+            _add(result, scheme, sampling, sample, rows, material, options, progress)
+        except UsageError as error:
+            if "auto" not in options.schemes and not options.optional:
+                raise UsageError(f"{scheme.name}: {error.what}", error.hint) from None
+            progress.note(f"{scheme.name} left out: {error.what}")
+            left_out = error
+    if left_out is not None and not result.entries:
+        raise left_out
+    return result
+
+
+def rng_of(seed: int, name: str) -> np.random.Generator:
+    """A generator of its own for each part, so that adding a scheme leaves the others' queries as they were."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
+def _sampling(scheme: Scheme, options: CraftOptions) -> dict[str, Any]:
+    """A sampler's parameters, those of the command line included."""
+    if scheme.sampler == "boundary" and options.margin is not None:
+        return {**scheme.sampling, "k": options.margin}
+    return dict(scheme.sampling)
+
+
+def _sample(
+    scheme: Scheme, sampling: Mapping[str, Any], material: Material, options: CraftOptions, key: str, progress: Progress
+) -> Sample:
+    needs = scheme.needs
+    if Need.DATA in needs and material.data is None:
+        raise UsageError("this scheme needs data", "Give --data, or take ipguard-rl.")
+    sampler = cast("Sampler", pkgutil.resolve_name(SAMPLERS[scheme.sampler].source))
+    report = progress.task(f"crafting {scheme.name}", options.queries)
+    return sampler(material, options.queries, rng_of(options.seed, key), report, **sampling)
+
+
+def _add(
+    result: Sampled,
+    scheme: Scheme,
+    sampling: Mapping[str, Any],
+    sample: Sample,
+    rows: tuple[int, int],
+    material: Material,
+    options: CraftOptions,
+    progress: Progress,
+) -> None:
+    for note in sample.notes:
+        progress.note(f"{scheme.name}: {note}")
+    settled = {**sampling, **sample.parameters, "seed": options.seed}
+    detecting = dict(scheme.detecting)
+    if DETECTORS[scheme.detector].trainer:
+        frozen = _fit(scheme, sample, material, options)
+        detecting = dict(frozen.parameters)
+        if frozen.graph is not None:
+            result.graphs[scheme.name] = frozen.graph
+    entry = SchemeEntry(
+        scheme.name,
+        scheme.sampler,
+        scheme.representation,
+        scheme.detector,
+        rows,
+        settled,
+        scheme.representing,
+        detecting,
+        tuple(sorted(sample.columns)),
+        sample.notes,
+    )
+    result.entries.append(entry)
+    result.columns |= {entry.column(name): np.ascontiguousarray(column) for name, column in sample.columns.items()}
+
+
+def _fit(scheme: Scheme, sample: Sample, material: Material, options: CraftOptions) -> Frozen:
+    """A learned detector, from what the victim, surrogates and references that never calibrate say to the queries."""
+    represent = REPRESENTATIONS[scheme.representation].function
+
+    def represented(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        answers = Answers.from_scores(scores).degrade(Access.PROBS)
+        return represent(answers, sample.columns, **scheme.representing)
+
+    victim = represented(material.victim.answer(sample.queries))
+    surrogates = np.stack([represented(peer.answer(sample.queries)) for peer in material.surrogates])
+    references = np.stack([represented(peer.answer(sample.queries)) for peer in material.references])
+    trainer = cast("Callable[..., Frozen]", pkgutil.resolve_name(DETECTORS[scheme.detector].trainer))
+    return trainer(victim, surrogates, references, rng_of(options.seed, scheme.name), **scheme.detecting)
