@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from onnxaudit.schemes.information import jensen_shannon, mutual_information
 from onnxaudit.schemes.learned import contrastive, logistic, verifier, welch
+from onnxaudit.schemes.lime import align_classes
 from onnxaudit.schemes.representations import Kind
 
 Vectors: TypeAlias = NDArray[np.float64]
@@ -39,29 +40,48 @@ class Detector:
 
 def matching_rate(victim: Vectors, suspect: Vectors) -> float:
     """Share of equal entries, in [0, 1] (IPGuard section 4.1; 1 minus QuRD's Hamming distance)."""
-    return float((victim == suspect).mean())
+    return _mean(victim == suspect)
 
 
-def l1(victim: Vectors, suspect: Vectors) -> float:
-    """Minus the mean absolute difference; of correlation matrices this is SAC's eq. 4."""
-    return -float(np.abs(victim - suspect).mean())
+def l1(victim: Vectors, suspect: Vectors, *, align: bool = False) -> float:
+    """Minus the mean absolute difference; of correlation matrices this is SAC's eq. 4.
+
+    align: bring the suspect's classes into the victim's order first, see ``align_classes`` (Zest section 3).
+    """
+    return -_mean(np.abs(victim - (align_classes(victim, suspect, "l1") if align else suspect)))
 
 
-def l2(victim: Vectors, suspect: Vectors) -> float:
-    """Minus the root of the mean squared difference (QuRD's l2)."""
-    return -float(np.sqrt(np.square(victim - suspect).mean()))
+def l2(victim: Vectors, suspect: Vectors, *, align: bool = False) -> float:
+    """Minus the root of the mean squared difference (QuRD's l2). align: as in ``l1``."""
+    squares = np.square(victim - (align_classes(victim, suspect, "l2") if align else suspect))
+    return -float(np.sqrt(_mean(squares)))
 
 
-def cosine(victim: Vectors, suspect: Vectors) -> float:
-    """Cosine along the last axis, averaged over the others: one for a vector, a mean over rows for a table (QuRD's cosine)."""
+def cosine(victim: Vectors, suspect: Vectors, *, whole: bool = False, align: bool = False) -> float:
+    """Cosine along the last axis, averaged over the others: one for a vector, a mean over rows for a table (QuRD's cosine).
+
+    Rows of zeros, which have no direction, count 0; a victim with nothing but zeros gives NaN. whole: one cosine of all entries
+    (Zest section 3). align: as in ``l1``.
+    """
+    if not victim.any():
+        return float("nan")
+    if align:
+        suspect = align_classes(victim, suspect, "cosine")
+    if whole:
+        victim, suspect = victim.ravel(), suspect.ravel()
     dots = (victim * suspect).sum(axis=-1)
     norms = np.linalg.norm(victim, axis=-1) * np.linalg.norm(suspect, axis=-1)
-    return float((dots / np.maximum(norms, 1e-12)).mean())
+    return _mean(dots / np.where(norms > 0, norms, 1))
 
 
 def robustness(victim: Vectors, suspect: Vectors) -> float:
     """RobD: minus the difference between the shares of queries that victim and suspect get right (DeepJudge section 4.2)."""
-    return -abs(float(victim.mean()) - float(suspect.mean()))
+    return -abs(_mean(victim) - _mean(suspect))
+
+
+def _mean(values: NDArray[np.generic]) -> float:
+    """The mean; NaN of nothing, as of pairs that were all cut short."""
+    return float(np.asarray(values, np.float64).mean()) if np.size(values) else float("nan")
 
 
 DETECTORS: Mapping[str, Detector] = MappingProxyType(

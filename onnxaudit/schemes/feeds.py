@@ -15,7 +15,7 @@ def fed(answers: Answers, feed: str) -> NDArray[np.float64]:
     """Scores of n queries, (n, C). Labels are one-hot whatever the feed; top-k: the missing mass is spread evenly.
 
     feed: "probs"; "centred", log-probabilities less their mean over classes, which are logits up to a constant; "logits", raw
-    where they are known, else "centred". Raises ValueError for another.
+    where they are known, else "centred". Raises ValueError for another, or where the number of classes is not known.
     """
     if feed not in ("probs", "centred", "logits"):
         raise ValueError(f"unknown feed {feed!r}")
@@ -26,3 +26,9 @@ def fed(answers: Answers, feed: str) -> NDArray[np.float64]:
         return probabilities
     logs = np.log(np.maximum(probabilities, LEAST))
     return np.asarray(logs - logs.mean(axis=1, keepdims=True))
+
+
+def unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows scaled to length 1, (n, m); rows of zeros, which have no direction, stay zeros."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(norms > 0, norms, 1))

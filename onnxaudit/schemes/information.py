@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 
 def joint_counts(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.int64]:
-    """How often each pair of categories occurs in two vectors of whole numbers from 0, (a, b)."""
+    """How often each pair of categories occurs in two arrays of as many whole numbers, (a, b), counted from the least of each."""
     first, second = one.astype(np.int64).ravel(), two.astype(np.int64).ravel()
+    first, second = first - first.min(), second - second.min()
     rows, columns = int(first.max()) + 1, int(second.max()) + 1
     return np.bincount(first * columns + second, minlength=rows * columns).reshape(rows, columns)
 
@@ -27,7 +28,7 @@ def mutual_information(victim: NDArray[np.float64], suspect: NDArray[np.float64]
     counts = joint_counts(victim, suspect)
     one, two = entropy(counts.sum(axis=1)), entropy(counts.sum(axis=0))
     least = min(one, two)
-    return (one + two - entropy(counts.ravel())) / least if least > 0 else float("nan")
+    return min(1.0, max(0.0, (one + two - entropy(counts)) / least)) if least > 0 else float("nan")
 
 
 def jensen_shannon(victim: NDArray[np.float64], suspect: NDArray[np.float64]) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
-from onnxaudit.schemes.feeds import fed
+from onnxaudit.schemes.feeds import fed, unit
 
 
 def decision_distances(
@@ -20,18 +20,19 @@ def decision_distances(
     """
     first, second = members(columns["pair"])
     if answers.access == Access.LABEL:
-        return (answers.labels[first] != answers.labels[second]).astype(np.float64)
-    outputs = fed(answers, feed)
-    norms = np.linalg.norm(outputs, axis=1)
-    dots = (outputs[first] * outputs[second]).sum(axis=1)
-    return np.asarray(1 - dots / np.maximum(norms[first] * norms[second], 1e-12))
+        return np.asarray(answers.labels[first] != answers.labels[second], np.float64)
+    outputs = unit(fed(answers, feed))
+    # of unit vectors this is 1 - cos, without its rounding error, and 0 for equal outputs even where they have no direction
+    return np.asarray(np.square(outputs[first] - outputs[second]).sum(axis=1) / 2)
 
 
 def label_distances(answers: Answers, columns: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float64]:
-    """(y(u) - y(x)) mod C of each whole pair (x, u), (pairs,) (QuRD's HardDDV)."""
+    """(y(u) - y(x)) mod C of each whole pair (x, u), (pairs,) (QuRD's HardDDV). Raises ValueError if C is not known."""
+    if answers.num_classes is None:
+        raise ValueError("the number of classes is not known")
     first, second = members(columns["pair"])
     moved = answers.labels[second].astype(np.int64) - answers.labels[first]
-    return np.asarray(moved % max(1, answers.num_classes or 1), dtype=np.float64)
+    return np.asarray(moved % answers.num_classes, dtype=np.float64)
 
 
 def members(pair: NDArray[np.generic]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -51,7 +51,7 @@ def labels(answers: Answers, columns: Columns) -> NDArray[np.float64]:
 
 def topk(answers: Answers, columns: Columns, *, k: int = 3) -> NDArray[np.float64]:
     """The k best classes of each query in order, (n, k); fewer columns if less is known."""
-    return answers.classes[:, :k].astype(np.float64)
+    return _best(answers, k).astype(np.float64)
 
 
 def probabilities(answers: Answers, columns: Columns) -> NDArray[np.float64]:
@@ -60,29 +60,41 @@ def probabilities(answers: Answers, columns: Columns) -> NDArray[np.float64]:
 
 
 def logits(answers: Answers, columns: Columns) -> NDArray[np.float64]:
-    """Logits (n, C); from probabilities, their logarithms less the mean over classes, which are logits up to a constant."""
+    """Logits (n, C); from probabilities, their logarithms less the mean over classes, which are logits up to a constant.
+
+    top-k: the same of the probabilities with the missing mass spread evenly. Labels: one-hot.
+    """
     return fed(answers, "logits")
 
 
 def ranks(answers: Answers, columns: Columns, *, k: int = 5) -> NDArray[np.float64]:
-    """The place of the true class in the list of the k best, (n,): 0 is first, k (or fewer) means not in it (FBI section 4)."""
-    listed = answers.classes[:, :k]
-    hit = listed == columns["truth"][:, None]
-    return np.where(hit.any(axis=1), hit.argmax(axis=1), listed.shape[1]).astype(np.float64)
+    """The place of the true class in the list of the k best, (n,): 0 is first, k means not in it (FBI section 4).
+
+    Less is known: in the list of those that are; labels: 0 is right, 1 is wrong.
+    """
+    listed = _best(answers, k)
+    hit = np.asarray(listed == columns["truth"][:, None])
+    return np.asarray(np.where(hit.any(axis=1), hit.argmax(axis=1), listed.shape[1]), np.float64)
 
 
 def correct(answers: Answers, columns: Columns) -> NDArray[np.float64]:
     """1 where the best class is the true one, else 0, (n,) (DeepJudge's robustness)."""
-    return (answers.labels == columns["truth"]).astype(np.float64)
+    return np.asarray(answers.labels == columns["truth"], np.float64)
 
 
 def views(answers: Answers, columns: Columns) -> NDArray[np.float64]:
     """Probabilities by view, (views, queries of a view x C), in the order asked (FUAP eq. 6); views cut short are left out."""
     rows = probabilities(answers, columns)
     view = columns["view"]
-    sizes = {int(v): int((view == v).sum()) for v in dict.fromkeys(view.tolist())}
-    whole = [v for v, size in sizes.items() if size == max(sizes.values())]
-    return np.stack([rows[view == v].reshape(-1) for v in whole])
+    parts = [rows[view == number].ravel() for number in dict.fromkeys(view.tolist())]
+    longest = max(map(len, parts))
+    return np.stack([part for part in parts if len(part) == longest])
+
+
+def _best(answers: Answers, k: int) -> NDArray[np.int32]:
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    return answers.classes[:, :k]
 
 
 _TRUTH, _PAIR, _LIME, _VIEW = frozenset({"truth"}), frozenset({"pair"}), frozenset({"group", "mask"}), frozenset({"view"})

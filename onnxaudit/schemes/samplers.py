@@ -63,7 +63,7 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
             "onnxaudit.craft.subsampling:sample_negative_subsample", _IMAGES | Need.LABELS, "segmentation", _LIME
         ),
         "negative-augment": Sampler("onnxaudit.craft.natural:sample_negative_augment", _IMAGES | Need.LABELS, _FORWARD),
-        "benign": Sampler("onnxaudit.craft.benign:sample_benign", _LABELS | _REFERENCES, _FORWARD, _TRUTH),
+        "benign": Sampler("onnxaudit.craft.benign:sample_benign", _LABELS, _FORWARD, _TRUTH),
         "conferrable": Sampler(
             "onnxaudit.craft.conferrable:sample_conferrable",
             _GRADIENTS | _LABELS | _SURROGATES | _REFERENCES,
