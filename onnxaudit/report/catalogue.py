@@ -16,18 +16,33 @@ def catalogue_text() -> str:
             item.name,
             item.paper,
             f"{item.sampler} + {item.representation} + {item.detector}",
-            _words(item.needs),
+            needs_in_words(item.needs),
             item.access.word,
+            str(item.queries),
             SAMPLERS[item.sampler].cost,
         )
         for item in CATALOGUE.values()
     ]
-    lines = [table(("scheme", "paper", "queries + representation + detector", "crafting needs", "access", "cost"), rows)]
+    lines = [
+        table(
+            (
+                "scheme",
+                "paper",
+                "queries + representation + detector",
+                "crafting needs",
+                "access",
+                "published queries",
+                "cost of crafting",
+            ),
+            rows,
+        )
+    ]
     lines += [f"also: {alias} = {' and '.join(names)}" for alias, names in ALIASES.items()]
     lines += [f"not here: {name}, {why}" for name, why in RESERVED.items()]
     lines += [
         "",
-        "--queries is per sampler, 100 unless told; schemes with the same sampler share queries.",
+        "Published queries are what the paper sends; --queries sets the number per sampler, 100 unless told.",
+        "Schemes with the same sampler share queries.",
         "Compose others as queries+representation+detector, with parameters as in negative:fill=margin+correlation+l1:",
         f"  queries          {', '.join(SAMPLERS)}",
         f"  representations  {', '.join(REPRESENTATIONS)}",
@@ -36,5 +51,6 @@ def catalogue_text() -> str:
     return "\n".join(lines)
 
 
-def _words(needs: Need) -> str:
+def needs_in_words(needs: Need) -> str:
+    """The names of what is needed, in order; "nothing" if that is nothing."""
     return (needs.name or "nothing").lower().replace("|", ", ")

@@ -16,7 +16,10 @@ from onnxaudit.schemes.samplers import SAMPLERS, Need
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scheme:
-    """A fingerprinting method. sampling, representing, detecting: parameters of its three parts that are not their defaults."""
+    """A fingerprinting method. sampling, representing, detecting: parameters of its three parts that are not their defaults.
+
+    queries: inputs that its paper sends to one suspect.
+    """
 
     name: str
     paper: str
@@ -26,6 +29,7 @@ class Scheme:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     representing: Mapping[str, Any] = field(default_factory=dict)
     detecting: Mapping[str, Any] = field(default_factory=dict)
+    queries: int = 100
 
     @property
     def needs(self) -> Need:
@@ -62,8 +66,8 @@ CATALOGUE: Mapping[str, Scheme] = MappingProxyType(
             Scheme("igsm", _IPGUARD, "igsm", "labels", "matching-rate"),
             Scheme("cw-l2", _IPGUARD, "cw-l2", "labels", "matching-rate"),
             Scheme("deepfool", "DeepFoolF (Wang, Chang 2021)", "deepfool", "labels", "matching-rate"),
-            Scheme("fuap", _FUAP, "uap", "views", "contrastive"),
-            Scheme("fuap-t", _FUAP, "uap", "views", "welch"),
+            Scheme("fuap", _FUAP, "uap", "views", "contrastive", queries=4000),
+            Scheme("fuap-t", _FUAP, "uap", "views", "welch", queries=4000),
             Scheme("sac-w", _SAC, "shared-negative", "correlation", "l1"),
             Scheme("sac-m", _SAC, "cutmix", "correlation", "l1"),
             Scheme("sac-m-rbf", _SAC, "cutmix", "correlation", "l1", {}, {"kernel": "rbf"}),
@@ -72,16 +76,16 @@ CATALOGUE: Mapping[str, Scheme] = MappingProxyType(
             Scheme("akh", _QURD, "negative", "labels", "matching-rate"),
             Scheme("random", _QURD, "uniform", "labels", "matching-rate"),
             Scheme("negative-adversarial", _QURD, "negative-adversarial", "labels", "matching-rate"),
-            Scheme("modeldiff", "ModelDiff (Li et al. 2021)", "modeldiff", "ddv", "cosine"),
-            Scheme("zest", "ZestOfLIME (Jia et al. 2022)", "subsample", "lime", "cosine", {"views": 100}),
-            Scheme("deepjudge", _DEEPJUDGE, "certain-adversarial", "correct", "robd"),
-            Scheme("deepjudge-jsd", _DEEPJUDGE, "certain-adversarial", "probabilities", "jensen-shannon"),
+            Scheme("modeldiff", "ModelDiff (Li et al. 2021)", "modeldiff", "ddv", "cosine", queries=200),
+            Scheme("zest", "ZestOfLIME (Jia et al. 2022)", "subsample", "lime", "cosine", {"views": 100}, queries=128_000),
+            Scheme("deepjudge", _DEEPJUDGE, "certain-adversarial", "correct", "robd", queries=1000),
+            Scheme("deepjudge-jsd", _DEEPJUDGE, "certain-adversarial", "probabilities", "jensen-shannon", queries=1000),
             Scheme("fbi", "FBI (Maho et al. 2023)", "benign", "ranks", "mutual-information"),
             Scheme("cae", "CAE (Lukas et al. 2021)", "conferrable", "labels", "matching-rate"),
             Scheme("afa", "AFA (Zhao et al. 2020), reconstructed", "transferable", "labels", "matching-rate"),
             Scheme("tafa", "TAFA (Pan et al. 2021), reconstructed", "activation-boundary", "labels", "matching-rate"),
             Scheme("metav", "MetaV (Pan et al. 2022)", "meta", "probabilities", "verifier"),
-            Scheme("ssf", "SSF (He et al. 2019)", "sensitive", "labels", "matching-rate"),
+            Scheme("ssf", "SSF (He et al. 2019)", "sensitive", "labels", "matching-rate", queries=10),
         )
     }
 )
