@@ -1,16 +1,84 @@
-"""DeepFool: the nearest decision boundary by repeated linearisation (Moosavi-Dezfooli et al. 2016), a whole batch at a time (torch)."""
+"""DeepFool: the nearest decision boundary by repeated linearisation (Moosavi-Dezfooli et al. 2016), in whole batches (torch)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from onnxaudit.craft.attacks import as_asked, input_gradient, joined, per_point, shortfall, spread, starts_of, successes
+from onnxaudit.craft.boundary import targets
+from onnxaudit.craft.sample import Material, Sample
 from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import BATCH, Victim
+from onnxaudit.errors import UsageError
 
 PUSH = 1e-4
 """Added to each step's length, as in the authors' PyTorch code: a point that lies on the boundary moves off it."""
 TINY = 1e-12
+RAISES, FIRST_RAISE = 12, 0.02
+
+
+def sample_deepfool(
+    material: Material,
+    n: int,
+    rng: np.random.Generator,
+    progress: Callable[[int], None],
+    *,
+    target: str = "nearest",
+    overshoot: float = 0.02,
+    iterations: int = 50,
+    classes: int = 10,
+) -> Sample:
+    """n inputs of the data moved just across the victim's nearest boundary (DeepFoolF, Wang and Chang 2021).
+
+    target: "nearest", any class; or as for IPGuard "least-likely" or "random". overshoot: how far beyond the boundary, as a share
+    of the way to it; the larger, the deeper in the other class, like IPGuard's k. classes: how many of a start's best are tried.
+    Where rounding to 8 bits moves a query back, its own overshoot grows until it holds; parameter "raised" says for how many.
+    Starts that do not get there in ``iterations`` are replaced. Raises UsageError if none does.
+    """
+    if target not in ("nearest", "least-likely", "random"):
+        raise UsageError(f"target={target!r} is not known", "Use nearest, least-likely or random.")
+    if overshoot < 0 or iterations < 1 or classes < 2:
+        raise UsageError("deepfool takes overshoot >= 0, iterations >= 1 and classes >= 2")
+    raised: list[int] = []
+
+    def attack(x: Tensor) -> tuple[Tensor, Tensor]:
+        goal = None if target == "nearest" else targets(material.victim, x, rng, target)
+        walk = partial(
+            deepfool, material.victim, material.space, overshoot=overshoot, iterations=iterations, classes=classes, clip=True
+        )
+        moves, converged = spread(walk, x) if goal is None else spread(lambda a, b: walk(a, target=b), x, goal)
+        points, held, again = _held_on_the_grid(material, x, moves, converged, goal, overshoot)
+        raised.append(again)
+        return points, held
+
+    queries, tried = successes(material, n, starts_of(material, rng, "training"), attack, progress)
+    return Sample(queries, shortfall(n, len(queries), tried), {"starts": tried, "raised": sum(raised)})
+
+
+def _held_on_the_grid(
+    material: Material, x: Tensor, moves: Tensor, converged: Tensor, goal: Tensor | None, overshoot: float
+) -> tuple[Tensor, Tensor, int]:
+    """x + moves, which of them have crossed as 8-bit images, and how many took a larger overshoot for it."""
+    source = material.victim.predict(x).argmax(1)
+    points, held = x.clone(), torch.zeros_like(converged)
+    pending = converged.nonzero()[:, 0]
+    raised = 0
+    for attempt in range(RAISES + 1):
+        more = 0.0 if not attempt else FIRST_RAISE * 2.0 ** (attempt - 1)
+        points[pending] = as_asked(material, x[pending] + moves[pending] * ((1 + overshoot + more) / (1 + overshoot)))
+        crossed = _crossed(material.victim.predict(points[pending]), source[pending], None if goal is None else goal[pending])
+        held[pending[crossed]] = True
+        pending = pending[~crossed]
+        if not len(pending):
+            break
+        if not attempt:
+            raised = len(pending)
+    return points, held, raised - len(pending)
 
 
 def deepfool(
@@ -27,98 +95,83 @@ def deepfool(
     """The perturbation (1 + overshoot) r that takes each x across a boundary, like x, and whether it did, (n,) bool.
 
     x: pixels (n, C, H, W) or vectors (n, d), on the victim's device. Only the ``classes`` best classes of a start are tried.
-    target: (n,) classes to reach instead of any other than the victim's label of x; the boundary to the best of the
-    others is then the one crossed. clip: stay in the space's box, which the paper's algorithm leaves; else the perturbation
-    takes no notice of it. Steps are shortest in units of ``space.width``. Points that have crossed leave the batch.
+    target: (n,) classes to reach instead of any other than the victim's label of x; each step then leads to the boundary
+    with the best of the others. clip: stay in the space's box after every step; the paper's algorithm, and the default, takes
+    no notice of it. Steps are shortest in units of ``space.width``. Points that have crossed leave the batch.
     """
-    parts = [
-        _walk(victim, space, part, goal, overshoot, iterations, classes, clip)
-        for part, goal in zip(x.split(BATCH), _split(target, x), strict=True)
-    ]
-    perturbations, converged = zip(*parts, strict=True)
-    return torch.cat(perturbations), torch.cat(converged)
-
-
-def _split(target: Tensor | None, x: Tensor) -> tuple[Tensor | None, ...]:
-    return (None,) * len(x.split(BATCH)) if target is None else target.split(BATCH)
+    goals = (None,) * len(x.split(BATCH)) if target is None else target.split(BATCH)
+    parts = zip(x.split(BATCH), goals, strict=True)
+    perturbation, converged = joined(
+        [_walk(victim, space, part, goal, overshoot, iterations, classes, clip) for part, goal in parts]
+    )
+    return perturbation, converged
 
 
 def _walk(
     victim: Victim, space: Space, x: Tensor, target: Tensor | None, overshoot: float, iterations: int, classes: int, clip: bool
 ) -> tuple[Tensor, Tensor]:
-    perturbation, converged = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    here, total = x.clone(), torch.zeros_like(x)
+    converged = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     active = torch.arange(len(x), device=x.device)
-    with torch.no_grad():
-        logits = victim.logits(x)
+    logits, shown = _look(victim, here)
     source, rivals = _classes(logits, classes, target)
-    start, here, total = x, x, torch.zeros_like(x)
-    crossed = _crossed(logits, source, target)
-    for _ in range(iterations + 1):
+    for step in range(iterations + 1):
+        if step:
+            logits, shown = _look(victim, here[active])
+        crossed = _crossed(logits, source[active], None if target is None else target[active])
         if crossed.any():
-            gone = active[crossed]
-            perturbation[gone], converged[gone] = (here - start)[crossed], True
-            going = ~crossed
-            active, start, here, total = active[going], start[going], here[going], total[going]
-            source, rivals = source[going], rivals[going]
-            target = target[going] if target is not None else None
-        if not len(active) or not iterations:
+            converged[active[crossed]] = True
+            active = active[~crossed]
+            if len(active):  # looking again without them costs less than taking them along through the backward passes
+                logits, shown = _look(victim, here[active])
+        if step == iterations or not len(active):
             break
-        iterations -= 1
-        total = total + _step(victim, space, here, source if target is None else None, rivals, clip)
-        here = start + (1 + overshoot) * total
+        origin = source[active] if target is None else _ahead(logits, rivals[active])
+        total[active] += _shortest(logits, shown, origin, rivals[active], space.width)
+        moved = x[active] + (1 + overshoot) * total[active]
         if clip:
-            total, here = space.clip(start + total) - start, space.clip(here)
-        with torch.no_grad():
-            crossed = _crossed(victim.logits(here), source, target)
-    perturbation[active] = here - start
-    return perturbation, converged
+            total[active] = space.clip(x[active] + total[active]) - x[active]
+            moved = space.clip(moved)
+        here[active] = moved
+    return here - x, converged
+
+
+def _look(victim: Victim, here: Tensor) -> tuple[Tensor, Tensor]:
+    shown = here.detach().requires_grad_(True)
+    return victim.logits(shown), shown
 
 
 def _classes(logits: Tensor, classes: int, target: Tensor | None) -> tuple[Tensor, Tensor]:
     """The label of each row, (n,), and the classes to try, (n, K - 1), best first."""
-    source = logits.argmax(1)
+    source = logits.detach().argmax(1)
     if target is not None:
         return source, target[:, None]
-    others = logits.scatter(1, source[:, None], -torch.inf)
+    others = logits.detach().scatter(1, source[:, None], -torch.inf)
     return source, others.topk(min(max(classes, 2), logits.shape[1]) - 1, dim=1).indices
 
 
+def _ahead(logits: Tensor, target: Tensor) -> Tensor:
+    """The best class other than the target, (n,)."""
+    return logits.detach().scatter(1, target, -torch.inf).argmax(1)
+
+
 def _crossed(logits: Tensor, source: Tensor, target: Tensor | None) -> Tensor:
-    label = logits.argmax(1)
+    label = logits.detach().argmax(1)
     return label != source if target is None else label == target
 
 
-def _step(victim: Victim, space: Space, here: Tensor, source: Tensor | None, rivals: Tensor, clip: bool) -> Tensor:
-    """The shortest of the steps to the rivals' boundaries, linearised: |f| w / |w|^2 with f = Z_k - Z_source, w its gradient."""
-    here = here.detach().requires_grad_(True)
-    logits = victim.logits(here)
-    if source is None:  # a target: away from whatever class is ahead of it
-        source = logits.detach().scatter(1, rivals, -torch.inf).argmax(1)
-    width = space.width
-    apart = (logits.gather(1, rivals) - logits.gather(1, source[:, None])).detach().abs() + TINY
-    shortest = torch.full((len(here),), torch.inf, device=here.device)
-    step = torch.zeros_like(here)
-    last = rivals.shape[1] - 1
+def _shortest(logits: Tensor, shown: Tensor, source: Tensor, rivals: Tensor, width: Tensor) -> Tensor:
+    """The shortest of the steps to the rivals' linearised boundaries: |f| w / |w|^2, f = Z_k - Z_source, w its gradient."""
+    values = logits.detach().float()
+    gaps = (values.gather(1, rivals) - values.gather(1, source[:, None])).abs()
+    shortest = torch.full_like(gaps[:, 0], torch.inf)
+    step = torch.zeros_like(shown)
     for column, rival in enumerate(rivals.unbind(1)):
         pull = torch.zeros_like(logits).scatter_(1, rival[:, None], 1.0).scatter_(1, source[:, None], -1.0)
-        (slope,) = torch.autograd.grad(logits, here, grad_outputs=pull, retain_graph=column < last)
-        slope = slope * width
-        if clip:
-            slope = slope * _free(space, here, slope)
+        slope = input_gradient(logits, shown, pull, again=column + 1 < rivals.shape[1]) * width
         norm = slope.flatten(1).norm(dim=1)
-        length = torch.where(norm > TINY, apart[:, column] / norm.clamp_min(TINY), torch.inf)
-        shorter = length < shortest
-        shortest = torch.where(shorter, length, shortest)
-        scale = torch.where(shorter, (length + PUSH) / norm.clamp_min(TINY), 0.0)
-        step = torch.where(_per_point(shorter, here), slope * _per_point(scale, here), step)
+        length = torch.where(norm > TINY, gaps[:, column] / norm.clamp_min(TINY), torch.inf)
+        shorter = (length < shortest).nonzero()[:, 0]
+        shortest[shorter] = length[shorter]
+        step[shorter] = slope[shorter] * per_point((length[shorter] + PUSH) / norm[shorter], slope)
     return step * width
-
-
-def _free(space: Space, here: Tensor, slope: Tensor) -> Tensor:
-    """Which features can move up the slope: those that do not lie on the side of the box it points to."""
-    here = here.detach()
-    return torch.where(slope > 0, here < space.high, here > space.low)
-
-
-def _per_point(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *(1,) * (like.ndim - 1))
