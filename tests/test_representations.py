@@ -1,4 +1,4 @@
-"""Representations and detectors: reference vectors of the papers, the formulas written out, and what must not change a score."""
+"""Representations: reference vectors of the papers, the formulas written out, every level of access, and what changes nothing."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
-from onnxaudit.errors import UsageError
-from onnxaudit.schemes.catalogue import ALIASES, CATALOGUE, Need, portfolio, scheme
-from onnxaudit.schemes.detectors import DETECTORS, l1, matching_rate
-from onnxaudit.schemes.representations import REPRESENTATIONS, correlation, labels
+from onnxaudit.schemes.correlation import correlation, hard_correlation
+from onnxaudit.schemes.detectors import l1, matching_rate
+from onnxaudit.schemes.pairs import decision_distances, label_distances
+from onnxaudit.schemes.representations import REPRESENTATIONS, Kind, correct, labels, logits, probabilities, ranks, topk, views
 
 Rows = NDArray[np.float32]
+NONE: dict[str, NDArray[Any]] = {}
 
 
 def rows_of(seed: int, n: int = 12, classes: int = 6) -> Rows:
     return np.random.default_rng(seed).normal(0, 2, (n, classes)).astype(np.float32)
+
+
+def softmax(rows: NDArray[Any]) -> Rows:
+    shifted = np.exp(rows - rows.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
 
 
 def as_outputs(rows: Any) -> Answers:
@@ -29,93 +35,188 @@ def as_outputs(rows: Any) -> Answers:
     return Answers.from_scores(rows, Access.PROBS)
 
 
-def softmax(rows: Rows) -> Rows:
-    shifted = np.exp(rows - rows.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
+def at(rows: Rows, access: Access, k: int = 3) -> Answers:
+    return Answers.from_scores(rows, Access.LOGITS).degrade(access, k)
+
+
+def columns_for(n: int, classes: int) -> dict[str, NDArray[Any]]:
+    """What samplers would know of n queries: pairs, images of four views and three segments, two views."""
+    rng = np.random.default_rng(1)
+    mask = rng.integers(0, 2, (n, 3)).astype(np.uint8)
+    mask[::4] = 1
+    halves = np.arange(n) * 2 // max(2, n)
+    return {
+        "truth": rng.integers(0, classes, n),
+        "pair": np.arange(n) // 2,
+        "group": np.arange(n) // 4,
+        "mask": mask,
+        "view": halves,
+    }
 
 
 def cosine_matrix(rows: NDArray[Any]) -> NDArray[np.float64]:
     """SAC eq. 2, written out."""
-    n = len(rows)
-    found = np.empty((n, n))
-    for a in range(n):
-        for b in range(n):
-            found[a, b] = rows[a] @ rows[b] / (np.linalg.norm(rows[a]) * np.linalg.norm(rows[b]))
-    return found
+    exact = rows.astype(np.float64)
+    return np.array([[a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for b in exact] for a in exact])
+
+
+# --- every representation, at every access
+
+
+@pytest.mark.parametrize("name", sorted(REPRESENTATIONS))
+@pytest.mark.parametrize("access", list(Access))
+@pytest.mark.parametrize(("n", "classes"), [(12, 6), (12, 2), (1, 6), (8, 1000)])
+def test_each_is_defined_at_every_access_with_one_shape_for_all_models(name: str, access: Access, n: int, classes: int) -> None:
+    representation, columns = REPRESENTATIONS[name], columns_for(n, classes)
+    constant = np.tile(rows_of(1, 1, classes), (n, 1))
+    found = [representation.function(at(rows, access), columns) for rows in (rows_of(0, n, classes), constant, constant * 0)]
+    assert {vector.shape for vector in found} == {found[0].shape}
+    assert all(vector.dtype == np.float64 and np.isfinite(vector).all() for vector in found)
+    if name not in ("ddv", "hard-ddv") or n > 1:
+        assert found[0].size
+    if representation.kind is Kind.INDICATORS:
+        assert set(found[0].ravel().tolist()) <= {0.0, 1.0}
+    if representation.kind is Kind.DISTRIBUTIONS:
+        assert found[0].min() >= 0
+        assert np.allclose(found[0].sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(REPRESENTATIONS))
+@given(rows=st.sets(st.integers(0, 23), min_size=1), access=st.sampled_from(list(Access)))
+def test_of_part_of_the_queries_it_is_the_same_for_all_models_in_shape(name: str, rows: set[int], access: Access) -> None:
+    kept = np.array(sorted(rows))
+    columns = {key: column[kept] for key, column in columns_for(24, 6).items()}
+    one, two = (REPRESENTATIONS[name].function(at(rows_of(s, 24), access).take(kept), columns) for s in (0, 1))
+    assert one.shape == two.shape
+    assert np.isfinite(one).all()
+
+
+@pytest.mark.parametrize("name", ["labels", "topk", "probabilities", "logits", "ranks", "correct"])
+def test_of_part_of_the_queries_it_has_the_rows_of_the_whole(name: str) -> None:
+    kept, columns = np.array([1, 2, 5, 11]), columns_for(12, 6)
+    part = REPRESENTATIONS[name].function(at(rows_of(2), Access.PROBS).take(kept), {k: c[kept] for k, c in columns.items()})
+    assert np.array_equal(part, REPRESENTATIONS[name].function(at(rows_of(2), Access.PROBS), columns)[kept])
+
+
+# --- rows by query
+
+
+def test_labels_lists_and_places_of_the_truth() -> None:
+    answers = Answers.from_scores(np.array([[0.1, 0.6, 0.3], [0.5, 0.2, 0.3], [0.2, 0.2, 0.6]], np.float32))
+    columns = {"truth": np.array([2, 0, 1])}
+    assert labels(answers, NONE).tolist() == [1, 0, 2]
+    assert topk(answers, NONE, k=2).tolist() == [[1, 2], [0, 2], [2, 0]]
+    assert topk(answers.degrade(Access.LABEL), NONE, k=2).tolist() == [[1], [0], [2]]
+    assert ranks(answers, columns, k=3).tolist() == [1, 0, 2]
+    assert ranks(answers, columns, k=2).tolist() == [1, 0, 2]  # 2: not among the two best
+    assert ranks(answers.degrade(Access.LABEL), columns).tolist() == [1, 0, 1]
+    assert correct(answers, columns).tolist() == [0, 1, 0]
+    for function in (topk, ranks):
+        with pytest.raises(ValueError, match="k must be at least 1"):
+            function(answers, columns, k=0)
+
+
+def test_logits_are_raw_where_they_are_known_and_else_up_to_a_constant() -> None:
+    rows = np.random.default_rng(3).uniform(-2, 2, (12, 6)).astype(np.float32)
+    assert np.array_equal(logits(at(rows, Access.LOGITS), NONE), rows)
+    assert np.allclose(logits(at(rows, Access.PROBS), NONE), rows - rows.mean(axis=1, keepdims=True), atol=1e-5)
+    assert np.allclose(probabilities(at(rows, Access.LOGITS), NONE), softmax(rows), atol=1e-6)
+
+
+def test_the_mass_that_top_k_leaves_out_is_spread_evenly() -> None:
+    answers = Answers.from_scores(np.array([[0.1, 0.6, 0.25, 0.05]], np.float32)).degrade(Access.TOPK, 2)
+    assert probabilities(answers, NONE)[0] == pytest.approx([0.075, 0.6, 0.25, 0.075])
+
+
+def test_views_are_in_the_order_asked_and_those_cut_short_are_left_out() -> None:
+    answers, view = as_outputs(softmax(rows_of(4, 6, 3))), np.array([7, 7, 2, 2, 5, 5])
+    dense = answers.dense().astype(np.float64)
+    assert np.array_equal(views(answers, {"view": view}), dense.reshape(3, 6))
+    assert np.array_equal(views(answers.take(slice(5)), {"view": view[:5]}), dense[:4].reshape(2, 6))
+    assert views(answers.take(slice(1)), {"view": view[:1]}).shape == (1, 3)
+
+
+# --- correlation
 
 
 def test_sac_reference_vector() -> None:
     """Distances of 100 random rows from the same with noise: .11251 by eq. 4, exactly half by the authors' (1 - cos) / 2."""
     import torch
 
-    torch.manual_seed(0)
-    one = torch.randn(100, 10) * 3
-    two = one + torch.randn(100, 10)
-    score = l1(correlation(as_outputs(one.numpy())), correlation(as_outputs(two.numpy())))
-    assert -float(score) == pytest.approx(0.11251, abs=5e-6)
-    assert -float(score) / 2 == pytest.approx(0.05626, abs=5e-6)
+    generator = torch.Generator().manual_seed(0)  # draws what torch.manual_seed(0) would
+    one = torch.randn(100, 10, generator=generator) * 3
+    two = one + torch.randn(100, 10, generator=generator)
+    ours = [correlation(as_outputs(rows.numpy()), NONE) for rows in (one, two)]
+    assert -l1(*ours) == pytest.approx(0.11251, abs=5e-6)
+    code = [(1 - cosine_matrix(rows.numpy())) / 2 for rows in (one, two)]
+    assert np.abs(code[0] - code[1]).mean() == pytest.approx(0.05626, abs=5e-6)
+    assert -l1(*ours) / 2 == pytest.approx(np.abs(code[0] - code[1]).mean(), rel=1e-9)
 
 
-@pytest.mark.parametrize("n", [2, 3, 25])
-def test_l1_is_normalised_by_all_n_squared_pairs(n: int) -> None:
+@pytest.mark.parametrize("n", [1, 2, 25])
+def test_eq_4_is_normalised_by_all_n_squared_pairs(n: int) -> None:
     victim, suspect = softmax(rows_of(1, n)), softmax(rows_of(2, n))
     expected = np.abs(cosine_matrix(victim) - cosine_matrix(suspect)).sum() / n**2
-    assert -float(l1(correlation(as_outputs(victim)), correlation(as_outputs(suspect)))) == pytest.approx(expected, abs=1e-6)
+    assert -l1(correlation(as_outputs(victim), NONE), correlation(as_outputs(suspect), NONE)) == pytest.approx(expected, abs=1e-9)
 
 
-def test_rbf_is_of_rows_scaled_to_unit_length() -> None:
-    rows = rows_of(3)
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    squared = ((unit[:, None] - unit[None]) ** 2).sum(axis=2)
-    upper = np.triu_indices(len(rows), 1)
-    assert np.allclose(correlation(as_outputs(rows), kernel="rbf"), np.exp(-squared)[upper], atol=1e-6)
-    wide = correlation(as_outputs(rows), kernel="rbf", two_delta_squared=4.0)
-    assert np.allclose(wide, np.exp(-squared / 4)[upper], atol=1e-6)
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("width", [1.0, 4.0])
+def test_rbf_is_equation_3(normalise: bool, width: float) -> None:
+    rows = rows_of(3).astype(np.float64)
+    found = correlation(as_outputs(rows), NONE, kernel="rbf", normalise=normalise, two_delta_squared=width)
+    used = rows / np.linalg.norm(rows, axis=1, keepdims=True) if normalise else rows
+    assert np.allclose(found, np.exp(-((used[:, None] - used[None]) ** 2).sum(axis=2) / width), atol=1e-6)
 
 
-def test_logits_are_fed_as_probabilities() -> None:
-    rows = rows_of(4)
-    found = correlation(Answers.from_scores(rows, Access.LOGITS))
-    assert found.dtype == np.float64
-    assert np.allclose(found, cosine_matrix(softmax(rows))[np.triu_indices(12, 1)], atol=1e-6)
+def test_feeds_are_probabilities_raw_logits_or_logarithms() -> None:
+    rows = np.random.default_rng(4).uniform(-2, 2, (12, 6)).astype(np.float32)
+    answers = at(rows, Access.LOGITS)
+    assert np.allclose(correlation(answers, NONE), cosine_matrix(softmax(rows)), atol=1e-6)
+    assert np.allclose(correlation(answers, NONE, feed="logits"), cosine_matrix(rows), atol=1e-6)
+    centred = cosine_matrix(rows - rows.mean(axis=1, keepdims=True))
+    assert np.allclose(correlation(answers, NONE, feed="centred"), centred, atol=1e-5)
 
 
 @pytest.mark.parametrize(("epsilon", "expected"), [(0.8553, 0.8239), (0.1, 0.02292)])
 def test_smooth_labels_of_ten_classes(epsilon: float, expected: float) -> None:
     """Queries with equal labels correlate by 1, others by kappa = (2ab + 8b^2) / (a^2 + 9b^2)."""
-    found = correlation(Answers.from_labels([3, 7, 3], 10), epsilon=epsilon)
+    found = correlation(Answers.from_labels([3, 7, 3], 10), NONE, epsilon=epsilon)
     a, b = 1 - epsilon + epsilon / 10, epsilon / 10
     kappa = (2 * a * b + 8 * b**2) / (a**2 + 9 * b**2)
-    assert found == pytest.approx([kappa, 1.0, kappa])
+    assert found == pytest.approx(np.array([[1, kappa, 1], [kappa, 1, kappa], [1, kappa, 1]]))
     assert kappa == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_authors_smooth_label_is_one_of_ours() -> None:
     """0.01 everywhere, 1 at the prediction, then softmax: .2302 and .0855 for ten classes, which is epsilon .8553."""
-    vectors = np.full((2, 10), 0.01, np.float32)
+    vectors = np.full((2, 10), 0.01)
     vectors[0, 4] = vectors[1, 6] = 1
     smooth = softmax(vectors)
     assert (float(smooth[0, 4]), float(smooth[0, 0])) == pytest.approx((0.2302, 0.0855), abs=5e-5)
-    ours = correlation(Answers.from_labels([4, 6], 10), epsilon=float(1 - (smooth[0, 4] - smooth[0, 0])))
-    assert ours == pytest.approx(cosine_matrix(smooth)[0, 1], abs=1e-6)
+    answers = Answers.from_labels([4, 6], 10)
+    code = correlation(answers, NONE, smooth="softmax")
+    assert code[0, 1] == pytest.approx(cosine_matrix(smooth)[0, 1], abs=1e-6) == pytest.approx(0.8239, abs=1e-4)
+    assert code == pytest.approx(correlation(answers, NONE, epsilon=float(1 - (smooth[0, 4] - smooth[0, 0]))), abs=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["cosine", "rbf"])
+@pytest.mark.parametrize("classes", [2, 5, 1000])
+def test_smooth_labels_written_out(kernel: str, classes: int) -> None:
+    given_labels = np.array([0, 1, 0, 1, 1])
+    smooth = 0.7 * np.eye(classes)[given_labels] + 0.3 / classes
+    found = correlation(Answers.from_labels(given_labels, classes), NONE, kernel=kernel, epsilon=0.3)
+    assert found == pytest.approx(correlation(as_outputs(smooth), NONE, kernel=kernel), abs=1e-6)
 
 
 @given(arrays(np.int32, 9, elements=st.integers(0, 3)), arrays(np.int32, 9, elements=st.integers(0, 3)))
 def test_label_only_sac_is_the_pattern_of_agreement(one: NDArray[np.int32], two: NDArray[np.int32]) -> None:
-    found = l1(correlation(Answers.from_labels(one, 4)), correlation(Answers.from_labels(two, 4)))
-    kappa = float(correlation(Answers.from_labels([0, 1], 4))[0])
+    answers = [Answers.from_labels(row, 4) for row in (one, two)]
+    kappa = float(correlation(Answers.from_labels([0, 1], 4), NONE)[0, 1])
+    hard = l1(*(hard_correlation(each, NONE) for each in answers))
+    assert l1(*(correlation(each, NONE) for each in answers)) == pytest.approx((1 - kappa) * hard)
     pattern = np.abs((one[:, None] == one).astype(float) - (two[:, None] == two).astype(float)).mean()
-    assert -float(found) == pytest.approx((1 - kappa) * pattern)
-
-
-def test_labels_need_the_number_of_classes() -> None:
-    with pytest.raises(ValueError, match="number of classes"):
-        correlation(Answers.from_labels([0, 1], None))
-
-
-def test_topk_is_fed_with_the_missing_mass_spread_evenly() -> None:
-    top = Answers.from_scores(rows_of(5), Access.LOGITS).degrade(Access.TOPK, 2)
-    assert np.allclose(correlation(top), cosine_matrix(top.dense())[np.triu_indices(12, 1)], atol=1e-6)
+    assert -hard == pytest.approx(pattern)
 
 
 @pytest.mark.parametrize("feed", ["probs", "centred"])
@@ -123,86 +224,103 @@ def test_topk_is_fed_with_the_missing_mass_spread_evenly() -> None:
 @pytest.mark.parametrize("access", list(Access))
 def test_renaming_the_classes_changes_no_correlation(access: Access, kernel: str, feed: str) -> None:
     rows, order = rows_of(6), np.random.default_rng(0).permutation(6)
-    one, two = (Answers.from_scores(r, Access.LOGITS).degrade(access, 3) for r in (rows, rows[:, order]))
-    assert np.allclose(correlation(one, kernel, feed), correlation(two, kernel, feed), atol=1e-6)
-    assert matching_rate(labels(one), labels(two)) < 1
+    one, two = at(rows, access), at(rows[:, order], access)
+    renamed = correlation(two, NONE, kernel=kernel, feed=feed)
+    assert np.allclose(correlation(one, NONE, kernel=kernel, feed=feed), renamed, atol=1e-6)
+    assert matching_rate(labels(one, NONE), labels(two, NONE)) < 1
 
 
-@given(st.integers(0, 99), st.floats(0.05, 3), st.floats(-50, 50))
-def test_centred_feed_ignores_temperature_and_offset(seed: int, temperature: float, offset: float) -> None:
+@pytest.mark.parametrize("name", ["correlation", "ddv", "lime"])
+@given(seed=st.integers(0, 99), temperature=st.floats(0.05, 3), offset=st.floats(-50, 50))
+def test_centred_feed_ignores_offset_and_scales_with_temperature(name: str, seed: int, temperature: float, offset: float) -> None:
     rows = np.random.default_rng(seed).uniform(-2, 2, (12, 6)).astype(np.float32)  # no probability is too small to count
-    one = correlation(Answers.from_scores(rows, Access.LOGITS), feed="centred")
-    two = correlation(Answers.from_scores(rows * np.float32(temperature) + np.float32(offset), Access.LOGITS), feed="centred")
-    assert np.allclose(one, two, atol=2e-3)
-    centred = rows - rows.mean(axis=1, keepdims=True)
-    assert np.allclose(one, cosine_matrix(centred)[np.triu_indices(12, 1)], atol=1e-4)
+    moved = rows * np.float32(temperature) + np.float32(offset)
+    function, columns = REPRESENTATIONS[name].function, columns_for(12, 6)
+    one, two = (function(at(each, Access.LOGITS), columns, feed="centred") for each in (rows, moved))
+    assert np.allclose(one * (temperature if name == "lime" else 1), two, atol=5e-3)
+
+
+@given(seed=st.integers(0, 99), scale=st.floats(0.01, 100))
+def test_cosine_of_raw_logits_ignores_their_scale(seed: int, scale: float) -> None:
+    rows = rows_of(seed)
+    one, two = (correlation(at(each, Access.LOGITS), NONE, feed="logits") for each in (rows, rows * np.float32(scale)))
+    assert np.allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["labels", "hard-correlation", "hard-ddv", "correct"])
+@given(seed=st.integers(0, 99), temperature=st.floats(0.2, 5), k=st.integers(1, 6))
+def test_what_is_made_of_labels_ignores_temperature_rounding_and_truncation(
+    name: str, seed: int, temperature: float, k: int
+) -> None:
+    rows, columns = rows_of(seed), columns_for(12, 6)
+    function = REPRESENTATIONS[name].function
+    expected = function(at(rows, Access.LABEL), columns)
+    assert np.array_equal(function(at(rows * np.float32(temperature), Access.TOPK, k), columns), expected)
+    rounded = softmax(rows).round(3)
+    best = np.sort(rounded, axis=1)
+    if (best[:, -1] > best[:, -2]).all():
+        assert np.array_equal(function(as_outputs(rounded), columns), expected)
 
 
 @pytest.mark.parametrize("feed", ["probs", "centred"])
 def test_a_softmax_at_the_end_of_the_model_changes_nothing(feed: str) -> None:
-    rows = rows_of(7)
-    logits, probs = Answers.from_scores(rows, Access.LOGITS), Answers.from_scores(softmax(rows))
+    probs = Answers.from_scores(softmax(rows_of(7)))
     assert probs.access == Access.PROBS
-    assert np.allclose(correlation(logits, feed=feed), correlation(probs, feed=feed), atol=1e-5)
+    for name in ("correlation", "ddv", "lime"):
+        one, two = (
+            REPRESENTATIONS[name].function(a, columns_for(12, 6), feed=feed) for a in (at(rows_of(7), Access.LOGITS), probs)
+        )
+        assert np.allclose(one, two, atol=1e-4)
 
 
 def test_probabilities_of_zero_are_harmless() -> None:
     hard = as_outputs([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    for feed in ("probs", "centred"):
+    for feed in ("probs", "centred", "logits"):
         for kernel in ("cosine", "rbf"):
-            assert np.isfinite(correlation(hard, kernel, feed)).all()
+            assert np.isfinite(correlation(hard, NONE, kernel=kernel, feed=feed)).all()
 
 
-def test_unknown_parameters_are_named() -> None:
-    answers = as_outputs(rows_of(8))
-    with pytest.raises(ValueError, match="unknown kernel 'cubic'"):
-        correlation(answers, kernel="cubic")
-    with pytest.raises(ValueError, match="unknown feed 'raw'"):
-        correlation(answers, feed="raw")
+@pytest.mark.parametrize(
+    "parameters",
+    [{"kernel": "cubic"}, {"feed": "raw"}, {"smooth": "much"}, {"epsilon": 1.5}, {"kernel": "rbf", "two_delta_squared": 0.0}],
+)
+def test_unknown_parameters_are_named(parameters: dict[str, Any]) -> None:
+    answers = at(rows_of(8), Access.PROBS if "feed" in parameters else Access.LABEL)
+    value = str(next(iter(parameters.values()))) if "two_delta_squared" not in parameters else "0.0"
+    with pytest.raises(ValueError, match=value):
+        correlation(answers, NONE, **parameters)
 
 
-@given(arrays(np.int32, 11, elements=st.integers(0, 3)), arrays(np.int32, (4, 11), elements=st.integers(0, 3)))
-def test_matching_rate_is_the_share_of_equal_labels(victim: NDArray[np.int32], suspects: NDArray[np.int32]) -> None:
-    represented = np.stack([labels(Answers.from_labels(row, 4)) for row in suspects])
-    rates = matching_rate(labels(Answers.from_labels(victim, 4)), represented)
-    assert rates.tolist() == pytest.approx([np.equal(victim, row).mean() for row in suspects])
+@pytest.mark.parametrize("function", [correlation, label_distances, probabilities])
+def test_labels_need_the_number_of_classes(function: Any) -> None:
+    with pytest.raises(ValueError, match="number of classes"):
+        function(Answers.from_labels([0, 1], None), {"pair": np.array([0, 0])})
 
 
-@pytest.mark.parametrize("name", sorted(DETECTORS))
-def test_a_detector_finds_nothing_closer_than_the_victim_and_broadcasts(name: str) -> None:
-    detector = DETECTORS[name]
-    vectors = np.stack([correlation(Answers.from_scores(rows_of(seed))) for seed in range(6)])
-    scores = detector(vectors[0], vectors)
-    assert scores.shape == (6,)
-    assert scores[0] == scores.max()
-    assert (scores[1:] < scores[0]).all()
-    assert scores.tolist() == pytest.approx([float(detector(vectors[0], vector)) for vector in vectors])
-    assert np.allclose(detector(vectors[1:], vectors[0]), scores[1:])  # closeness has no direction
+# --- pairs
 
 
-def test_every_scheme_of_the_catalogue_is_made_of_parts_that_exist() -> None:
-    from onnxaudit.audit.crafting import SAMPLERS
+def test_decision_distances_are_scipys_cosine_distances() -> None:
+    from scipy.spatial.distance import cosine as reference
 
-    answers = Answers.from_scores(rows_of(9))
-    for name, item in CATALOGUE.items():
-        assert (item.name, scheme(name)) == (name, item)
-        assert item.sampler in SAMPLERS
-        represented = REPRESENTATIONS[item.representation](answers, **item.representing)
-        assert np.isfinite(DETECTORS[item.detector](represented, represented))
-        assert item.resolution(100) == (0.05 if item.detector == "matching-rate" else 1e-6)
-    assert {alias: scheme(alias).name for alias in ALIASES} == dict(ALIASES)
+    rows = rows_of(9, 20)
+    found = decision_distances(at(rows, Access.LOGITS), {"pair": np.arange(20) // 2}, feed="logits")
+    assert found == pytest.approx([reference(rows[2 * i], rows[2 * i + 1]) for i in range(10)], abs=1e-6)
+    same = decision_distances(at(rows, Access.LABEL), {"pair": np.arange(20) // 2})
+    assert same.tolist() == (rows[::2].argmax(1) != rows[1::2].argmax(1)).astype(float).tolist()
 
 
-def test_unknown_schemes_are_answered_with_the_names_there_are() -> None:
-    with pytest.raises(UsageError, match=r"no scheme 'sak-m'.*akh.*ipguard"):
-        scheme("sak-m")
+def test_label_distances_are_modulo_the_classes() -> None:
+    answers = Answers.from_labels([0, 2, 4, 1, 3, 3], 5)
+    assert label_distances(answers, {"pair": np.array([0, 0, 1, 1, 2, 2])}).tolist() == [2, 2, 0]
 
 
-@pytest.mark.parametrize(("data", "with_labels"), [(False, False), (True, False), (True, True)])
-def test_the_automatic_choice_needs_no_more_than_there_is(data: bool, with_labels: bool) -> None:
-    names, why = portfolio(data=data, labels=with_labels)
-    assert names
-    assert why
-    has = Need.GRADIENTS | (Need.DATA if data else Need.NOTHING) | (Need.LABELS if with_labels else Need.NOTHING)
-    for name in names:
-        assert scheme(name).needs in has
+def test_a_pair_that_was_cut_is_left_out_wherever_its_rows_are() -> None:
+    answers = Answers.from_labels([0, 1, 2, 3, 4], 5)
+    assert label_distances(answers, {"pair": np.array([6, 2, 6, 9, 2])}).tolist() == [3, 2]  # 1 to 4, 0 to 2; 9 is alone
+    assert decision_distances(answers.take(slice(1)), {"pair": np.array([0])}).shape == (0,)
+
+
+def test_equal_answers_to_both_members_are_no_distance_even_without_a_direction() -> None:
+    flat = as_outputs(np.full((4, 5), 0.2))
+    assert decision_distances(flat, {"pair": np.array([0, 0, 1, 1])}).tolist() == [0, 0]
