@@ -111,7 +111,8 @@ class QueryBundle:
 
     queries: canonical, all schemes' rows and the controls. control_labels: (c,) int64, the truth where data was labelled,
     else the victim's labels. answers: by model id, to all queries. columns: by ``SchemeEntry.column``, one row a query of the
-    scheme. graphs: frozen networks of learned detectors, ONNX, by scheme. id: sha256 of the file, "" before it is saved.
+    scheme. graphs: frozen networks of learned detectors, ONNX, by scheme. insights: what models showed of their inside, by
+    "insights/MODEL/KIND/ROWS". id: sha256 of the file, "" before it is saved.
     """
 
     manifest: Manifest
@@ -120,6 +121,7 @@ class QueryBundle:
     answers: Mapping[str, Answers]
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     graphs: Mapping[str, bytes] = field(default_factory=dict)
+    insights: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     id: str = ""
 
     def columns_of(self, entry: SchemeEntry) -> dict[str, NDArray[Any]]:
@@ -132,7 +134,8 @@ class QueryBundle:
             raise UsageError(f"{path} exists already", "Give another name with -o, or --force to replace it.")
         from safetensors.numpy import save
 
-        tensors: dict[str, NDArray[Any]] = {"queries": self.queries, "control_labels": self.control_labels, **self.columns}
+        tensors: dict[str, NDArray[Any]] = {"queries": self.queries, "control_labels": self.control_labels}
+        tensors |= {**self.columns, **self.insights}
         tensors |= {f"graphs/{name}": np.frombuffer(graph, np.uint8) for name, graph in self.graphs.items()}
         for name, answers in self.answers.items():
             if answers.scores is None:
@@ -179,10 +182,19 @@ def load(path: Path) -> QueryBundle:
         if name not in tensors or manifest.tensors.get(name) != _digest(tensors[name]):
             raise ArtefactError(f"{where}: the tensor {name!r} does not match its digest", "The file was changed; do not use it.")
     answers = {model.id: _answers(model, tensors, where) for model in manifest.models}
-    columns = {name: tensor for name, tensor in tensors.items() if name.startswith("columns/")}
+    columns, insights = (
+        {name: tensor for name, tensor in tensors.items() if name.startswith(kind)} for kind in ("columns/", "insights/")
+    )
     graphs = {name.removeprefix("graphs/"): _graph(tensors[name], where) for name in tensors if name.startswith("graphs/")}
     bundle = QueryBundle(
-        manifest, tensors["queries"], tensors["control_labels"], answers, columns, graphs, hashlib.sha256(data).hexdigest()
+        manifest,
+        tensors["queries"],
+        tensors["control_labels"],
+        answers,
+        columns,
+        graphs,
+        insights,
+        hashlib.sha256(data).hexdigest(),
     )
     _check(bundle, where)
     return bundle
@@ -274,6 +286,9 @@ def _check(bundle: QueryBundle, where: str) -> None:
         ),
         "two schemes share a name": len({scheme.name for scheme in manifest.schemes}) != len(manifest.schemes),
         "what is known of a scheme's queries does not fit them": not all(_fits(bundle, entry) for entry in manifest.schemes),
+        "what models showed of their inside is not finite": not all(
+            seen.dtype.kind == "f" and seen.ndim >= 2 and bool(np.isfinite(seen).all()) for seen in bundle.insights.values()
+        ),
         "rows lie outside of the queries": any(not 0 <= a <= b <= n for a, b in spans),
         "control labels do not fit": bundle.control_labels.shape != (stop - start,) or bundle.control_labels.dtype != np.int64,
         "alpha must lie between 0 and 1": not 0 < manifest.alpha < 1,

@@ -169,6 +169,10 @@ class Suspect(ABC):
     def _ask(self, queries: Queries) -> Answers:
         """Answers to one batch of canonical queries, in order. What a runtime raises becomes a SuspectError."""
 
+    def inside(self, kind: str, queries: Queries) -> NDArray[np.float32] | None:  # noqa: ARG002 - most formats show nothing
+        """What the model shows of its inside for each query, (n, …): "gradients" or "layers". None where its format has none."""
+        return None
+
     def close(self) -> None:  # noqa: B027 - not every suspect holds something to give back
         """Give back what was opened."""
 

@@ -241,6 +241,6 @@ def test_folders_of_models(tmp_path: Path) -> None:
 
 def test_accuracy_is_not_known_without_labels(bare: QueryBundle) -> None:
     unlabelled = dataclasses.replace(bare, manifest=dataclasses.replace(bare.manifest, labelled=False))
-    entry, answers = ask_model(unlabelled, Target(str(reference(1)), bare.manifest.input, 10, "cpu"), "reference", "x")
+    entry, answers, _ = ask_model(unlabelled, Target(str(reference(1)), bare.manifest.input, 10, "cpu"), "reference", "x")
     assert entry.accuracy is None
     assert answers.answered.all()

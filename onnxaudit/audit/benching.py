@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from onnxaudit import __version__
 from onnxaudit.answers import Access, Answers, parse_access
 from onnxaudit.audit.comparing import compare
+from onnxaudit.audit.insights import Insights, look_inside
 from onnxaudit.audit.judging import judge
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
@@ -36,6 +37,7 @@ class Asked:
     card: SuspectCard
     answers: Answers
     seconds: float
+    inside: Insights = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ def ask_zoo(bundle: QueryBundle, entries: Sequence[ZooEntry], device: str, progr
         target = Target(entry.file, bundle.manifest.input, bundle.manifest.victim.num_classes, device)
         with open_suspect(target) as suspect:
             answers = interview(suspect, bundle.queries).answers
-            yield Asked(entry, suspect.card, answers, time.perf_counter() - started)
+            inside = look_inside(bundle, suspect.inside)
+            yield Asked(entry, suspect.card, answers, time.perf_counter() - started, inside)
         report(number + 1)
 
 
@@ -113,9 +116,9 @@ def _scores(bundle: QueryBundle, item: Asked, level: Access, k: int, access: str
     """One record a scheme, and one for the combined statistic with the finding."""
     answers = dataclasses.replace(item.answers.degrade(level, k), num_classes=bundle.manifest.victim.num_classes)
     references = [bundle.answers[model.id] for model in bundle.manifest.of_role("reference")]
-    report: Report = judge(bundle, item.card, answers, None)
+    report: Report = judge(bundle, item.card, answers, None, inside=item.inside)
     base = {"access": access, "task": item.entry.task, "kind": item.entry.kind, "file": item.entry.file}
-    for scheme in compare(bundle, references, answers).schemes:
+    for scheme in compare(bundle, references, answers, item.inside).schemes:
         if scheme.scores is not None:
             yield {**base, "scheme": scheme.name, "score": float(scheme.scores[-1]), "queries": scheme.queries, "finding": None}
     yield {**base, "scheme": COMBINED, "score": report.score, "queries": len(bundle.queries), "finding": report.finding}

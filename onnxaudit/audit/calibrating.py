@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxaudit.answers import Access, Answers
+from onnxaudit.audit.insights import Insights, look_inside, named
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import ModelEntry, QueryBundle
 from onnxaudit.errors import OnnxauditError, UsageError
@@ -33,13 +34,16 @@ def model_files(folder: Path) -> list[Path]:
     return files
 
 
-def ask_model(bundle: QueryBundle, target: Target, role: str, name: str, origin: str = "") -> tuple[ModelEntry, Answers]:
-    """Ask one model all queries of a bundle; its entry and answers, not yet in the bundle.
+def ask_model(
+    bundle: QueryBundle, target: Target, role: str, name: str, origin: str = ""
+) -> tuple[ModelEntry, Answers, Insights]:
+    """Ask one model all queries of a bundle; its entry, its answers and what it shows of its inside, not yet in the bundle.
 
     Top-k answers are kept as labels: the bundle stores whole rows or labels.
     """
     with open_suspect(target) as model:
         answers = interview(model, bundle.queries).answers
+        insights = look_inside(bundle, model.inside)
         card = model.card
     if answers.access == Access.TOPK:
         answers = answers.degrade(Access.LABEL)
@@ -56,7 +60,7 @@ def ask_model(bundle: QueryBundle, target: Target, role: str, name: str, origin:
         control_accuracy(bundle, answers),
         origin,
     )
-    return entry, answers
+    return entry, answers, insights
 
 
 def control_accuracy(bundle: QueryBundle, answers: Answers) -> float | None:
@@ -101,7 +105,7 @@ def add_models(
     offset = len(bundle.manifest.of_role(role))
     for number, (target, origin) in enumerate(targets):
         try:
-            entry, answers = ask_model(bundle, target, role, f"{role}-{offset:03d}", origin)
+            entry, answers, insights = ask_model(bundle, target, role, f"{role}-{offset:03d}", origin)
             reason = refusal(bundle, entry, answers)
         except OnnxauditError as error:
             if strict:
@@ -115,7 +119,7 @@ def add_models(
             bundle = _with_pool_note(bundle, said)
         else:
             offset += 1
-            bundle = with_models(bundle, [(entry, answers)])
+            bundle = with_models(bundle, [(entry, answers, insights)])
         report(number + 1)
     return bundle
 
@@ -125,11 +129,15 @@ def _with_pool_note(bundle: QueryBundle, words: str) -> QueryBundle:
     return dataclasses.replace(bundle, manifest=manifest)
 
 
-def with_models(bundle: QueryBundle, models: Iterable[tuple[ModelEntry, Answers]]) -> QueryBundle:
+def with_models(bundle: QueryBundle, models: Iterable[tuple[ModelEntry, Answers, Insights]]) -> QueryBundle:
     """The bundle with more models in it, its id cleared."""
     models = list(models)
-    manifest = dataclasses.replace(bundle.manifest, models=(*bundle.manifest.models, *(entry for entry, _ in models)))
-    return dataclasses.replace(bundle, manifest=manifest, answers={**bundle.answers, **{e.id: a for e, a in models}}, id="")
+    manifest = dataclasses.replace(bundle.manifest, models=(*bundle.manifest.models, *(entry for entry, _, _ in models)))
+    answers = {**bundle.answers, **{entry.id: answers for entry, answers, _ in models}}
+    insights = dict(bundle.insights)
+    for entry, _, seen in models:
+        insights |= named(entry.id, seen)
+    return dataclasses.replace(bundle, manifest=manifest, answers=answers, insights=insights, id="")
 
 
 def calibrate(bundle: QueryBundle, sources: Sequence[str], role: str, progress: Progress, device: str = "auto") -> QueryBundle:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.audit.calibrating import add_models, model_files
+from onnxaudit.audit.insights import askable, look_inside
 from onnxaudit.audit.judging import judge
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
@@ -68,8 +69,9 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
         bundle = _with_references_of(bundle, options.references, options.device, progress)
         clock.lap("references")
     result, stable = _interview(bundle, suspect, options, progress)
+    inside = look_inside(bundle, suspect.inside)
     clock.lap("ask")
-    report = judge(bundle, suspect.card, result.answers, options.alpha, stable=stable, looks=result.looks)
+    report = judge(bundle, suspect.card, result.answers, options.alpha, stable=stable, looks=result.looks, inside=inside)
     clock.lap("detect")
     queries = {"sent": result.sent, "reused": result.reused, "failed": result.failed}
     return dataclasses.replace(report, queries=queries, seconds=clock.seconds, transcript_sha256=result.transcript_sha256)
@@ -95,14 +97,13 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
 
     Some are always repeated after resuming, to see that the suspect is still the one that gave the kept answers.
     """
-    n = len(bundle.queries)
-    order = asking_order(bundle) if options.budget is not None else None
+    order = asking_order(bundle) if options.budget is not None else np.flatnonzero(askable(bundle))
     transcript = None
     if options.evidence:
         transcript = Transcript(options.evidence, _header(bundle, suspect.card, options), resume=options.resume)
     repeat = max(options.repeat, REPEATS) if transcript and transcript.kept else options.repeat
     try:
-        report = progress.task("asking the suspect", n)
+        report = progress.task("asking the suspect", len(order))
         budget = options.budget
         if budget is not None and budget > repeat:
             budget -= repeat  # kept for asking some twice
@@ -124,7 +125,7 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
 
 
 def asking_order(bundle: QueryBundle) -> NDArray[np.int64]:
-    """All rows in a random order fixed by the bundle, in which pairs, groups and views of one scheme stay together."""
+    """All rows worth asking in a random order fixed by the bundle; pairs, groups and views of one scheme stay together."""
     unit = np.arange(len(bundle.queries))
     for entry in bundle.manifest.schemes:
         start, stop = entry.rows
@@ -133,7 +134,8 @@ def asking_order(bundle: QueryBundle) -> NDArray[np.int64]:
             first = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
             unit[start:stop] = start + np.repeat(first, np.diff(np.r_[first, stop - start]))
     place = np.random.default_rng(bundle.manifest.seed).permutation(len(unit))
-    return np.argsort(place[unit], kind="stable")
+    order = np.argsort(place[unit], kind="stable")
+    return order[askable(bundle)[order]]
 
 
 def _header(bundle: QueryBundle, card: SuspectCard, options: CheckOptions) -> dict[str, Any]:

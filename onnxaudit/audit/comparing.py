@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
+from onnxaudit.audit.insights import Insights, insight_key, insights_of
 from onnxaudit.bundle import QueryBundle, SchemeEntry
 from onnxaudit.errors import ArtefactError
 from onnxaudit.evidence.calibration import STATISTIC, Floats, combined, mean_agreement, standardise, usable
@@ -51,8 +52,11 @@ class Comparison:
         return max(1, sum(scheme.standardised is not None for scheme in self.schemes))
 
 
-def compare(bundle: QueryBundle, references: Sequence[Answers], suspect: Answers) -> Comparison:
-    """Score the suspect and every reference on the same rows, cut to the least access of all of them."""
+def compare(bundle: QueryBundle, references: Sequence[Answers], suspect: Answers, inside: Insights | None = None) -> Comparison:
+    """Score the suspect and every reference on the same rows, cut to the least access of all of them.
+
+    references: answers of the first so many references of the bundle. inside: what the suspect showed of its inside.
+    """
     if bundle.manifest.statistic != STATISTIC:
         raise ArtefactError(f"the bundle's statistic {bundle.manifest.statistic!r} is not known here", "Update onnxaudit.")
     models = [*references, suspect]
@@ -60,7 +64,14 @@ def compare(bundle: QueryBundle, references: Sequence[Answers], suspect: Answers
     width = min(model.classes.shape[1] for model in models) if access == Access.TOPK else 1
     cut = [answers.degrade(access, width) for answers in (bundle.answers["victim"], *models)]
     covariate = _covariate(bundle, models)
-    schemes = tuple(_scheme(bundle, entry, cut, suspect.answered, covariate) for entry in bundle.manifest.schemes)
+    named = ["victim", *(model.id for model in bundle.manifest.of_role("reference")[: len(references)])]
+    seen = [*(insights_of(bundle, name) for name in named), inside or {}]
+    schemes = tuple(
+        _inside(bundle, entry, key, seen, covariate)
+        if (key := insight_key(entry))
+        else _scheme(bundle, entry, cut, suspect.answered, covariate)
+        for entry in bundle.manifest.schemes
+    )
     ran = [scheme.standardised for scheme in schemes if scheme.standardised is not None]
     return Comparison(schemes, combined(ran) if ran else None, usable(covariate))
 
@@ -105,6 +116,36 @@ def _scheme(
         return skipped("its score is not defined for these answers, which are the same for every query")
     floor = least_spread(representation, detector, len(vectors[0]))
     return SchemeScores(entry.name, len(rows), access, scores, standardise(scores, covariate, floor))
+
+
+def _inside(
+    bundle: QueryBundle, entry: SchemeEntry, key: str, seen: Sequence[Insights], covariate: Floats | None
+) -> SchemeScores:
+    """A scheme that looks inside of models; skipped where the suspect, or any reference, does not let it."""
+    representation, detector = REPRESENTATIONS[entry.representation], DETECTORS.get(entry.detector)
+    if detector is None:
+        raise ArtefactError(f"the bundle has a scheme that this version does not know: {entry.name}", "Update onnxaudit.")
+    start, stop = entry.rows
+
+    def skipped(why: str) -> SchemeScores:
+        return SchemeScores(entry.name, stop - start, Access.LABEL, skipped=why)
+
+    blind = sum(key not in insights for insights in seen[:-1])
+    if key not in seen[-1]:
+        return skipped(f"the suspect does not show its {representation.inside}; TorchScript and .pt2 may")
+    if blind:
+        return skipped(f"{blind} of the models to compare with do not show their {representation.inside}")
+    columns = bundle.columns_of(entry)
+    try:
+        vectors = [representation.function(insights[key], columns, **entry.representing) for insights in seen]
+        scores = np.array([detector.function(vectors[0], vector, **entry.detecting) for vector in vectors[1:]])
+    except ValueError as error:  # layers of another network
+        return skipped(str(error))
+    except (TypeError, KeyError, IndexError) as error:
+        raise ArtefactError(f"the bundle's parameters of {entry.name} are not known: {error}", "Update onnxaudit.") from None
+    if not np.isfinite(scores).all():
+        return skipped("its score is not defined for what these models show")
+    return SchemeScores(entry.name, stop - start, Access.LABEL, scores, standardise(scores, covariate, detector.floor))
 
 
 def least_spread(representation: Representation, detector: Detector, entries: int) -> float:

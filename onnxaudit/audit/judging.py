@@ -14,6 +14,7 @@ from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import control_accuracy
 from onnxaudit.audit.comparing import FEWEST_CONTROLS, Comparison, compare
+from onnxaudit.audit.insights import Insights, askable
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value
 from onnxaudit.evidence.multiple import holm
@@ -33,7 +34,14 @@ SHORTFALL = 0.03
 
 
 def judge(
-    bundle: QueryBundle, card: SuspectCard, answers: Answers, alpha: float | None, *, stable: bool = True, looks: int = 1
+    bundle: QueryBundle,
+    card: SuspectCard,
+    answers: Answers,
+    alpha: float | None,
+    *,
+    stable: bool = True,
+    looks: int = 1,
+    inside: Insights | None = None,
 ) -> Report:
     """The report on recorded answers: a pure function of its arguments, that anyone can repeat offline.
 
@@ -44,7 +52,7 @@ def judge(
     level = manifest.alpha if alpha is None else alpha
     references = [bundle.answers[model.id] for model in manifest.of_role("reference")]
     answers = dataclasses.replace(answers, num_classes=manifest.victim.num_classes)
-    comparison = compare(bundle, references, answers)
+    comparison = compare(bundle, references, answers, inside)
     controls = _controls(bundle, references, answers)
     weak = _weak(manifest.shortfall, controls)
     tolerance = WIDE_TOLERANCE if weak else TOLERANCE
@@ -52,10 +60,11 @@ def judge(
     if comparison.statistics is not None and references:
         p = min(1.0, looks * p_value(comparison.statistics, tolerance, comparison.ran))
     floor = min(1.0, looks * p_floor(len(references)))
-    reasons = _doubts(floor, len(references), level, comparison, controls, answers, stable=stable)
+    complete = bool(answers.answered[askable(bundle)].all())
+    reasons = _doubts(floor, len(references), level, comparison, controls, answers, stable=stable, complete=complete)
     if p is not None and not reasons:
         finding = DERIVED if p <= level else NOT_SHOWN
-        if finding == NOT_SHOWN and not answers.answered.all():
+        if finding == NOT_SHOWN and not complete:
             reasons.append("the budget was spent before all queries were asked, and what was asked does not show derivation")
             finding = INCONCLUSIVE
     else:
@@ -158,7 +167,15 @@ def _quantile(values: Sequence[float], share: float) -> float:
 
 
 def _doubts(
-    floor: float, references: int, alpha: float, comparison: Comparison, controls: Controls, answers: Answers, *, stable: bool
+    floor: float,
+    references: int,
+    alpha: float,
+    comparison: Comparison,
+    controls: Controls,
+    answers: Answers,
+    *,
+    stable: bool,
+    complete: bool,
 ) -> list[str]:
     """Everything that forbids a finding, in words."""
     found = []
@@ -175,7 +192,7 @@ def _doubts(
             f"the suspect gets {controls.agreement:.0%} of {controls.n} easy controls right: "
             "wrong preprocessing or label order, or another task"
         )
-    if controls.ok is None and controls.n is not None and not answers.answered.all() and controls.victim_accuracy is not None:
+    if controls.ok is None and controls.n is not None and not complete and controls.victim_accuracy is not None:
         found.append("the budget was spent before enough control queries were answered")
     if not comparison.adjusted and _stronger(controls):
         found.append("the suspect is more accurate than nearly all references, too few to adjust the scores for it")
