@@ -6,7 +6,8 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,7 +56,7 @@ class Transcript:
                 raise UsageError(f"{self.path.name} is of another bundle or suspect", "Give --evidence another name.")
             if "look" in entry:
                 self.looks.add(_look(entry["look"], where))
-            elif number:
+            elif number and "inside" not in entry:
                 self.kept.append(_from_entry(entry, where))
             self._previous = hashlib.sha256(text + b"\n").hexdigest()
             yield text + b"\n"
@@ -69,6 +70,12 @@ class Transcript:
         if answered not in self.looks:
             self.looks.add(answered)
             self._write({"look": answered})
+
+    def show(self, inside: Mapping[str, NDArray[Any]]) -> None:
+        """Keep what a suspect showed of its inside, for others to judge; after resuming it is looked at again."""
+        for name, seen in inside.items():
+            data = base64.b64encode(zlib.compress(seen.astype("<f4").tobytes())).decode()
+            self._write({"inside": name, "shape": list(seen.shape), "data": data})
 
     def _write(self, entry: dict[str, Any]) -> None:
         line = (canonical({**entry, "previous": self._previous}) + "\n").encode()

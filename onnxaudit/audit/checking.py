@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.audit.calibrating import add_models, model_files
-from onnxaudit.audit.insights import askable, look_inside
+from onnxaudit.audit.insights import Insights, askable, look_inside
 from onnxaudit.audit.judging import judge
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
@@ -68,8 +68,7 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
     if options.references:
         bundle = _with_references_of(bundle, options.references, options.device, progress)
         clock.lap("references")
-    result, stable = _interview(bundle, suspect, options, progress)
-    inside = look_inside(bundle, suspect.inside)
+    result, stable, inside = _interview(bundle, suspect, options, progress)
     clock.lap("ask")
     report = judge(bundle, suspect.card, result.answers, options.alpha, stable=stable, looks=result.looks, inside=inside)
     clock.lap("detect")
@@ -92,8 +91,12 @@ def _with_references_of(bundle: QueryBundle, folder: Path, device: str, progress
     return dataclasses.replace(filled, id=bundle.id)
 
 
-def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress: Progress) -> tuple[Interview, bool]:
+def _interview(
+    bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress: Progress
+) -> tuple[Interview, bool, Insights]:
     """Ask, in an order fixed by the bundle where the budget may end early; then repeat some. True: the same answers again.
+
+    Also what the suspect shows of its inside, if a scheme looks there.
 
     Some are always repeated after resuming, to see that the suspect is still the one that gave the kept answers.
     """
@@ -108,6 +111,10 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
         if budget is not None and budget > repeat:
             budget -= repeat  # kept for asking some twice
         result = interview(suspect, bundle.queries, order=order, budget=budget, transcript=transcript, progress=report)
+        inside = look_inside(bundle, suspect.inside)
+        if transcript and inside:
+            transcript.show(inside)
+            result = dataclasses.replace(result, transcript_sha256=transcript.sha256)
     finally:
         if transcript:
             transcript.close()
@@ -115,13 +122,13 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
         repeat = min(repeat, max(0, options.budget - result.sent))
     rows = np.flatnonzero(result.answers.answered)[:repeat]
     if not len(rows):
-        return result, not result.reused
+        return result, not result.reused, inside
     try:
         again = suspect.ask(bundle.queries[rows])
     except BudgetSpent:  # retries used up what was kept for this
-        return result, not result.reused
+        return result, not result.reused, inside
     sent = getattr(suspect, "queries_sent", result.sent + len(rows))
-    return dataclasses.replace(result, sent=sent), bool((again.labels == result.answers.labels[rows]).all())
+    return dataclasses.replace(result, sent=sent), bool((again.labels == result.answers.labels[rows]).all()), inside
 
 
 def asking_order(bundle: QueryBundle) -> NDArray[np.int64]:
