@@ -210,10 +210,13 @@ n = np.arange(12)
 columns = {"truth": n % 6, "pair": n // 2, "group": n // 4, "view": n // 6, "mask": np.eye(12, 3, dtype=np.uint8)}
 for access in Access:
     answers = Answers.from_scores(np.eye(12, 6, dtype=np.float32), Access.LOGITS).degrade(access, 3)
-    for representation in (r for r in REPRESENTATIONS.values() if not r.inside):
+    for name, representation in REPRESENTATIONS.items():
+        if representation.inside:
+            continue
         vector = representation.function(answers, columns)
         for detector in DETECTORS.values():
-            if representation.kind in detector.kinds and not detector.trainer:
+            fits = representation.kind in detector.kinds and (not detector.representations or name in detector.representations)
+            if fits and not detector.trainer:
                 detector.function(vector, vector)
 print(*sorted({"torch", "scipy", "skimage", "sklearn", "numpy.ma", "onnx"} & set(sys.modules)))
 """
