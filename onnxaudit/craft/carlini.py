@@ -114,7 +114,7 @@ def _descend(
     found, nearest = x.clone(), torch.full_like(c, torch.inf)
     w = torch.atanh(((x - space.low) / space.width * 2 - 1) * INSIDE)
     first, second = torch.zeros_like(w), torch.zeros_like(w)
-    active, before = torch.arange(len(x), device=x.device), torch.full_like(c, torch.inf)
+    active, before, lowest = torch.arange(len(x), device=x.device), torch.full_like(c, torch.inf), torch.full_like(c, torch.inf)
     for step in range(1, iterations + 1):
         bent = w.tanh()
         shown = space.snapped(space.low + (bent + 1) * span).requires_grad_(True)
@@ -130,13 +130,13 @@ def _descend(
         second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
         rate = lr * (1 - BETA2**step) ** 0.5 / (1 - BETA1**step)
         w.addcdiv_(first, second.sqrt().add_(EPSILON * (1 - BETA2**step) ** 0.5), value=-rate)
+        lowest = torch.minimum(lowest, distance + c * hinge)
         if abort_early and step % max(1, iterations // CHECKS) == 0:
-            loss = distance + c * hinge
-            going = loss < STALLED * before
-            before = loss
+            going = lowest < STALLED * before
+            before = lowest
             if not going.all():
-                x, target, c, w, first, second, active, before = (
-                    part[going] for part in (x, target, c, w, first, second, active, before)
+                x, target, c, w, first, second, active, before, lowest = (
+                    part[going] for part in (x, target, c, w, first, second, active, before, lowest)
                 )
                 if not len(active):
                     break
