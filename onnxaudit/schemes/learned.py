@@ -15,7 +15,7 @@ Graph: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 def contrastive(victim: NDArray[np.float64], suspect: NDArray[np.float64], *, graph: Graph) -> float:
     """Mean over views of the cosine between the encoder's outputs for victim and suspect (FUAP section 4.4).
 
-    A representation that is not in views, (views, features), is one view.
+    The rows of a table are its views, as (views, features); any other representation is one view.
     """
     one, two = graph(_rows(victim)), graph(_rows(suspect))
     norms = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
@@ -23,11 +23,14 @@ def contrastive(victim: NDArray[np.float64], suspect: NDArray[np.float64], *, gr
 
 
 def verifier(victim: NDArray[np.float64], suspect: NDArray[np.float64], *, graph: Graph) -> float:
-    """The meta-verifier's logit for the suspect's outputs alone (MetaV): above 0 for derived models that it was shown."""
+    """The meta-verifier's logit for all of the suspect's outputs (MetaV): above 0 for those like derived models'.
+
+    The victim's outputs are not looked at: what derived models have in common was learned while crafting.
+    """
     return float(graph(suspect.reshape(1, -1).astype(np.float32))[0, 0])
 
 
-def logistic(victim: NDArray[np.float64], suspect: NDArray[np.float64], *, graph: Graph, exact: bool = False) -> float:
+def logistic(victim: NDArray[np.float64], suspect: NDArray[np.float64], *, graph: Graph, exact: bool) -> float:
     """Logit of a logistic regression on how near each entry is: equal or not (``exact``), else minus the absolute difference."""
     near = (victim == suspect).astype(np.float32) if exact else -np.abs(victim - suspect).astype(np.float32)
     return float(graph(near.reshape(1, -1))[0, 0])
@@ -49,6 +52,6 @@ def welch(victim: NDArray[np.float64], suspect: NDArray[np.float64], *, mean: fl
 
 
 def _rows(representation: NDArray[np.float64]) -> NDArray[np.float32]:
-    """As rows of one view each: tables by view as they are; anything else is one row."""
+    """As rows of one view each: tables as they are; anything else is one row."""
     table = representation if representation.ndim == 2 else representation.reshape(1, -1)
     return table.astype(np.float32)
