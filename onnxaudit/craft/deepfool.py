@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -20,6 +20,8 @@ PUSH = 1e-4
 """Added to each step's length, as in the authors' PyTorch code: a point that lies on the boundary moves off it."""
 TINY = 1e-12
 RAISES, FIRST_RAISE = 12, 0.02
+FEW = 64
+"""So many images are as quick to show at once as a few: then copies of the points for every class are better than a pass each."""
 
 
 def sample_deepfool(
@@ -127,7 +129,7 @@ def _walk(
         if step == iterations or not len(active):
             break
         origin = source[active] if target is None else _ahead(logits, rivals[active])
-        total[active] += _shortest(logits, shown, origin, rivals[active], space.width)
+        total[active] += _shortest(victim, logits, shown, origin, rivals[active], space.width)
         moved = x[active] + (1 + overshoot) * total[active]
         if clip:
             total[active] = space.clip(x[active] + total[active]) - x[active]
@@ -160,18 +162,30 @@ def _crossed(logits: Tensor, source: Tensor, target: Tensor | None) -> Tensor:
     return label != source if target is None else label == target
 
 
-def _shortest(logits: Tensor, shown: Tensor, source: Tensor, rivals: Tensor, width: Tensor) -> Tensor:
+def _shortest(victim: Victim, logits: Tensor, shown: Tensor, source: Tensor, rivals: Tensor, width: Tensor) -> Tensor:
     """The shortest of the steps to the rivals' linearised boundaries: |f| w / |w|^2, f = Z_k - Z_source, w its gradient."""
     values = logits.detach().float()
     gaps = (values.gather(1, rivals) - values.gather(1, source[:, None])).abs()
     shortest = torch.full_like(gaps[:, 0], torch.inf)
     step = torch.zeros_like(shown)
-    for column, rival in enumerate(rivals.unbind(1)):
-        pull = torch.zeros_like(logits).scatter_(1, rival[:, None], 1.0).scatter_(1, source[:, None], -1.0)
-        slope = input_gradient(logits, shown, pull, again=column + 1 < rivals.shape[1]) * width
+    for gap, slope in zip(gaps.T, _slopes(victim, logits, shown, source, rivals), strict=True):
+        slope = slope * width
         norm = slope.flatten(1).norm(dim=1)
-        length = torch.where(norm > TINY, gaps[:, column] / norm.clamp_min(TINY), torch.inf)
+        length = torch.where(norm > TINY, gap / norm.clamp_min(TINY), torch.inf)
         shorter = (length < shortest).nonzero()[:, 0]
         shortest[shorter] = length[shorter]
         step[shorter] = slope[shorter] * per_point((length[shorter] + PUSH) / norm[shorter], slope)
     return step * width
+
+
+def _slopes(victim: Victim, logits: Tensor, shown: Tensor, source: Tensor, rivals: Tensor) -> Iterator[Tensor]:
+    """The gradients of Z_k - Z_source, like shown, for one column k of the rivals (n, K - 1) after the other."""
+    pulls = torch.zeros(rivals.shape[1], *logits.shape, dtype=logits.dtype, device=logits.device)
+    pulls.scatter_(2, rivals.T[:, :, None], 1.0)
+    pulls.scatter_(2, source.expand_as(rivals.T)[:, :, None], -1.0)
+    if 1 < len(pulls) <= FEW // len(shown):
+        copies = shown.detach().repeat(len(pulls), *(1,) * (shown.ndim - 1)).requires_grad_(True)
+        yield from input_gradient(victim.logits(copies), copies, pulls.flatten(0, 1)).unflatten(0, pulls.shape[:2])
+    else:
+        for column, pull in enumerate(pulls):
+            yield input_gradient(logits, shown, pull, again=column + 1 < len(pulls))
