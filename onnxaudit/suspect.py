@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self, TypeAlias, cast, final
+from typing import Any, Self, TypeAlias, cast, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,8 +169,11 @@ class Suspect(ABC):
     def _ask(self, queries: Queries) -> Answers:
         """Answers to one batch of canonical queries, in order. What a runtime raises becomes a SuspectError."""
 
-    def inside(self, kind: str, queries: Queries) -> NDArray[np.float32] | None:  # noqa: ARG002 - most formats show nothing
-        """What the model shows of its inside for each query, (n, …): "gradients" or "layers". None where its format has none."""
+    def inside(self, kind: str, queries: Queries, **parameters: Any) -> NDArray[np.floating[Any]] | None:  # noqa: ARG002
+        """What the model shows of its inside for each query, (n, …): "gradients" or "layers". None where its format has none.
+
+        parameters: those of the representation that wants to see it.
+        """
         return None
 
     def close(self) -> None:  # noqa: B027 - not every suspect holds something to give back

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
 from onnxaudit.archives import Kind, screen_exported, screen_torchscript, sniff
@@ -121,6 +122,32 @@ class TorchSuspect(Suspect):
             raise SuspectError(f"{self.card.source} failed: {_reason(error)}") from error
         answers = read_outputs(value, len(queries), self.card.num_classes, self._class_names, self._output)
         return answers.take(slice(0, n))
+
+    def inside(self, kind: str, queries: Queries, **parameters: Any) -> NDArray[np.floating[Any]] | None:
+        """See ``onnxaudit.craft.insight``. None where the program does not show it; raises SuspectError if it fails."""
+        if self._module is None:
+            raise SuspectError(f"{self.card.source} is closed")
+        import torch
+
+        from onnxaudit.craft.insight import Program, insight
+
+        program = Program(
+            self._module,
+            self.card.input,
+            torch.device(self._device),
+            self.card.num_classes,
+            batch=self.card.batch,
+            least=self._least,
+            most=self._signature.max_batch,
+            dims=self._signature.dims,
+        )
+        try:
+            with _quiet(), _exact(self._device):
+                return insight(kind, program, queries, **parameters)
+        except UsageError:  # no layer can be seen, or there is no gradient
+            return None
+        except Exception as error:  # a program can raise anything
+            raise SuspectError(f"{self.card.source} failed to show its {kind}: {_reason(error)}") from error
 
     def close(self) -> None:
         """Let go of the program and its memory."""

@@ -134,7 +134,8 @@ def _observed(program: Callable[[Tensor], Any]) -> Look:
 def _rewritten(program: torch.jit.ScriptModule) -> Look:
     """A copy of a TorchScript program, frozen if it is not, that also returns what is inside."""
     if hasattr(program, "training"):  # a frozen one has no attributes left
-        program = torch.jit.freeze(program.eval())
+        with torch.jit.optimized_execution(True):  # type: ignore[attr-defined]  # without, freezing leaves weights outside
+            program = torch.jit.freeze(program.eval())
     graph = program.graph.copy()
     found = _Found(graph)
     inputs = list(graph.inputs())

@@ -91,7 +91,7 @@ def sensitivity(scores: Tensor, features: Tensor, of: str = "probabilities") -> 
 def manc(active: Tensor, worth: Tensor, n: int) -> Tensor:
     """Rows of (m, neurons), at most n, each adding the most active neurons to those before it; ties by worth (m,), larger first.
 
-    Maximum Active Neuron Cover (section 4.4). Once no row adds any, a new cover is begun with the rows that are left.
+    Maximum Active Neuron Cover. Once no row adds any, a new cover is begun with the rows that are left.
     """
     free = torch.ones(len(active), dtype=torch.bool, device=active.device)
     covered = torch.zeros(active.shape[1], dtype=torch.bool, device=active.device)

@@ -37,6 +37,8 @@ class Scheme:
         needs = SAMPLERS[self.sampler].needs
         if self.sampling.get("start") == "training":
             needs |= Need.DATA
+        if self.sampling.get("rule") == "entropy":
+            needs |= Need.REFERENCES
         return needs | Need.SURROGATES | Need.REFERENCES if DETECTORS[self.detector].trainer else needs
 
     @property
@@ -77,7 +79,17 @@ CATALOGUE: Mapping[str, Scheme] = MappingProxyType(
             Scheme("random", _QURD, "uniform", "labels", "matching-rate"),
             Scheme("negative-adversarial", _QURD, "negative-adversarial", "labels", "matching-rate"),
             Scheme("modeldiff", "ModelDiff (Li et al. 2021)", "modeldiff", "ddv", "cosine", queries=200),
-            Scheme("zest", "ZestOfLIME (Jia et al. 2022)", "subsample", "lime", "cosine", {"views": 100}, queries=128_000),
+            Scheme(
+                "zest",
+                "ZestOfLIME (Jia et al. 2022)",
+                "subsample",
+                "lime",
+                "cosine",
+                {"views": 100},
+                {},
+                {"whole": True},
+                queries=128_000,
+            ),
             Scheme("deepjudge", _DEEPJUDGE, "certain-adversarial", "correct", "robd", queries=1000),
             Scheme("deepjudge-jsd", _DEEPJUDGE, "certain-adversarial", "probabilities", "jensen-shannon", queries=1000),
             Scheme("fbi", "FBI (Maho et al. 2023)", "benign", "ranks", "mutual-information"),
@@ -86,6 +98,8 @@ CATALOGUE: Mapping[str, Scheme] = MappingProxyType(
             Scheme("tafa", "TAFA (Pan et al. 2021), reconstructed", "activation-boundary", "labels", "matching-rate"),
             Scheme("metav", "MetaV (Pan et al. 2022)", "meta", "probabilities", "verifier"),
             Scheme("ssf", "SSF (He et al. 2019)", "sensitive", "labels", "matching-rate", queries=10),
+            Scheme("modelgif", "ModelGiF (Song et al. 2023)", "gif-points", "gradient-field", "cosine", queries=256),
+            Scheme("deepjudge-wb", _DEEPJUDGE, "neuron-fuzz", "layer-means", "layer-distance", queries=1600),
         )
     }
 )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.schemes.information import jensen_shannon, mutual_information
+from onnxaudit.schemes.inside import layer_distance
 from onnxaudit.schemes.learned import contrastive, logistic, verifier, welch
 from onnxaudit.schemes.lime import align_classes
 from onnxaudit.schemes.representations import Kind
@@ -94,6 +95,7 @@ DETECTORS: Mapping[str, Detector] = MappingProxyType(
         "mutual-information": Detector(mutual_information, frozenset({Kind.CATEGORIES})),
         "jensen-shannon": Detector(jensen_shannon, frozenset({Kind.DISTRIBUTIONS})),
         "robd": Detector(robustness, representations=frozenset({"correct"})),
+        "layer-distance": Detector(layer_distance, representations=frozenset({"layer-means"})),
         "welch": Detector(welch, representations=frozenset({"views"}), floor=1.0, trainer="onnxaudit.craft.fitting:fit_welch"),
         "contrastive": Detector(contrastive, NUMERIC, floor=0.05, trainer="onnxaudit.craft.contrastive:fit_contrastive"),
         "verifier": Detector(verifier, NUMERIC, floor=1.0, trainer="onnxaudit.craft.fitting:fit_verifier"),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxaudit.answers import Access, Answers
 from onnxaudit.schemes.correlation import correlation, hard_correlation
 from onnxaudit.schemes.feeds import fed
+from onnxaudit.schemes.inside import gradient_field, layer_means
 from onnxaudit.schemes.lime import lime_weights
 from onnxaudit.schemes.pairs import decision_distances, label_distances
 
@@ -35,13 +36,15 @@ class Representation:
     """A representation by name. access: what it is made for; all are defined below it as well, and say how.
 
     function: (answers to n queries, their columns, and parameters by name) to an array whose shape is the same for every model
-    that was asked the same queries. columns: those that it cannot do without.
+    that was asked the same queries. columns: those that it cannot do without. inside: what of a model it looks at instead of
+    its answers, "gradients" or "layers"; ``function`` is then given an array of that, one row a query.
     """
 
     function: Callable[..., NDArray[np.float64]]
     kind: Kind
     access: Access = Access.LABEL
     columns: frozenset[str] = frozenset()
+    inside: str = ""
 
 
 def labels(answers: Answers, columns: Columns) -> NDArray[np.float64]:
@@ -98,6 +101,7 @@ def _best(answers: Answers, k: int) -> NDArray[np.int32]:
 
 
 _TRUTH, _PAIR, _LIME, _VIEW = frozenset({"truth"}), frozenset({"pair"}), frozenset({"group", "mask"}), frozenset({"view"})
+_NEURON = frozenset({"layer", "neuron", "sizes"})
 
 REPRESENTATIONS: Mapping[str, Representation] = MappingProxyType(
     {
@@ -113,5 +117,7 @@ REPRESENTATIONS: Mapping[str, Representation] = MappingProxyType(
         "ranks": Representation(ranks, Kind.CATEGORIES, Access.TOPK, _TRUTH),
         "correct": Representation(correct, Kind.INDICATORS, Access.LABEL, _TRUTH),
         "views": Representation(views, Kind.NUMBERS, Access.PROBS, _VIEW),
+        "gradient-field": Representation(gradient_field, Kind.NUMBERS, inside="gradients"),
+        "layer-means": Representation(layer_means, Kind.NUMBERS, columns=_NEURON, inside="layers"),
     }
 )

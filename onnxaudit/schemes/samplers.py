@@ -33,6 +33,7 @@ class Sampler:
 _DATA, _LABELS, _IMAGES, _GRADIENTS = Need.DATA, Need.DATA | Need.LABELS, Need.DATA | Need.IMAGES, Need.GRADIENTS
 _SURROGATES, _REFERENCES = Need.SURROGATES, Need.REFERENCES
 _TRUTH, _PAIR, _LIME, _VIEW = frozenset({"truth"}), frozenset({"pair"}), frozenset({"group", "mask"}), frozenset({"view"})
+_NEURON = frozenset({"layer", "neuron", "sizes"})
 _FREE, _FORWARD, _STEP, _STEPS, _LONG = "none", "one pass", "one step", "some hundred steps", "thousands of steps"
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
@@ -74,6 +75,8 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "meta": Sampler(
             "onnxaudit.craft.meta:sample_meta", _GRADIENTS | _SURROGATES | _REFERENCES, "trains many models, hundreds of steps"
         ),
-        "sensitive": Sampler("onnxaudit.craft.sensitive:sample_sensitive", _GRADIENTS | _DATA, _LONG),
+        "sensitive": Sampler("onnxaudit.craft.sensitive:sample_sensitive", _GRADIENTS | _DATA, _STEPS),
+        "gif-points": Sampler("onnxaudit.craft.inside:sample_gif_points", _GRADIENTS | _DATA, _FREE),
+        "neuron-fuzz": Sampler("onnxaudit.craft.inside:sample_neuron_fuzz", _GRADIENTS | _DATA, _STEPS, _NEURON),
     }
 )
