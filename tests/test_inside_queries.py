@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +17,7 @@ from onnxaudit.craft.insight import insight, program_of
 from onnxaudit.craft.layers import activations, look_inside
 from onnxaudit.craft.sample import Material, Sample
 from onnxaudit.craft.sensitive import manc, sample_sensitive, sensitivity
-from onnxaudit.craft.victim import Victim
+from onnxaudit.craft.victim import Victim, open_victim
 from onnxaudit.errors import UsageError
 from onnxaudit.registry import open_suspect
 from onnxaudit.schemes.detectors import cosine
@@ -22,7 +25,7 @@ from onnxaudit.schemes.inside import gradient_field
 from onnxaudit.suspect import InputSpec, Queries, Target
 from onnxaudit.zoo.training import Recipe, build, fit, to_pixels
 from tests.inside_models import FASHION, FIXTURES, Residual, as_victim, quiet, zoo_material
-from tests.models import SPEC, colour_queries
+from tests.models import SHAPE, SPEC, colour_queries, save_exported
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +210,20 @@ def test_sensitive_samples_need_a_linear_end(material: Material) -> None:
         sample_sensitive(material, 4, rng, quiet, of="best")
     with pytest.raises(UsageError, match="none of 8 inputs"):
         sample_sensitive(material, 4, rng, quiet, least=1e9, iterations=1)
+
+
+def test_a_victim_with_a_fixed_batch_is_looked_into_in_its_batches(tmp_path: Path) -> None:
+    files = {batch: save_exported(tmp_path / f"{batch}.pt2", batch=batch, module=Residual()) for batch in (7, None)}
+    victims = [open_victim(path, SPEC, device="cpu").probed() for path in files.values()]
+    assert [victim.batch for victim in victims] == [7, None]
+    data = Data(colour_queries(40), None, (), "0" * 64)
+    for sampler in (
+        partial(sample_activation_boundary, units=2, within=100.0),
+        partial(sample_sensitive, least=0.0),
+        sample_neuron_fuzz,
+    ):
+        fixed, free = (
+            sampler(Material(victim, data), 10, np.random.default_rng(0), quiet, iterations=5).queries for victim in victims
+        )
+        assert fixed.shape == free.shape == (10, *SHAPE)
+        assert np.abs(fixed.astype(int) - free).mean() < 1  # rounding at a border may tell the two apart
