@@ -70,7 +70,7 @@ def index() -> str:
     for item in CATALOGUE.values():
         name = f"[`{item.name}`](schemes/{item.name}.md)"
         parts = f"{item.sampler} | {item.representation} | {item.detector}"
-        lines.append(f"| {name} | {item.paper} | {parts} | {needs_in_words(item.needs)} | {item.access.word} |")
+        lines.append(f"| {name} | {item.paper} | {parts} | {needs_in_words(item.needs)} | {item.access} |")
     return "\n".join(lines)
 
 

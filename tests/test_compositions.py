@@ -7,7 +7,6 @@ import pkgutil
 import numpy as np
 import pytest
 
-from onnxaudit.answers import Access
 from onnxaudit.errors import UsageError
 from onnxaudit.schemes.catalogue import ALIASES, CATALOGUE
 from onnxaudit.schemes.compositions import compositions, keywords, parameters_of, problem, schemes
@@ -34,7 +33,7 @@ def test_a_scheme_is_a_valid_composition_of_parts_that_exist(name: str) -> None:
     assert problem(item.sampler, item.representation, item.detector) is None
     assert set(item.sampling) <= set(parameters_of(SAMPLERS[item.sampler]))
     assert set(item.representing) <= set(parameters_of(REPRESENTATIONS[item.representation]))
-    assert not item.detecting
+    assert set(item.detecting) <= set(parameters_of(DETECTORS[item.detector]))
 
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
@@ -53,7 +52,7 @@ def test_a_composition_is_named_by_its_parts() -> None:
     assert (found.sampler, found.representation, found.detector) == ("negative", "correlation", "l1")
     assert found.name == "negative+correlation+l1"
     assert found.needs == Need.DATA | Need.LABELS
-    assert found.access == Access.PROBS
+    assert found.access == "probs"
 
 
 def test_parameters_go_to_the_part_that_has_them() -> None:
@@ -100,7 +99,7 @@ def test_what_makes_no_scheme_is_refused_in_words(text: str, words: str) -> None
 
 
 def test_there_are_more_compositions_than_the_hundred_of_qurd() -> None:
-    found = [scheme.name for scheme in compositions(learned=False)]
+    found = [scheme.name for scheme in compositions()]
     assert len(found) == len(set(found)) >= 100
     grid = [f"{q}+{r}" for q in ("uniform", "negative", "negative-augment", "adversarial", "negative-adversarial", "boundary",
             "subsample", "negative-subsample") for r in ("labels+matching-rate", "logits+cosine", "correlation+l2",

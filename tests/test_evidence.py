@@ -218,7 +218,7 @@ def test_one_model_with_less_access_cuts_all_of_them() -> None:
         assert found.statistics is not None
         assert low is not None
         assert np.array_equal(found.statistics, low)
-        assert {scheme.access for scheme in found.schemes} == {Access.LABEL}
+        assert {scheme.access for scheme in found.schemes} == {"label"}
 
 
 def test_combined_is_the_plain_mean() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +26,14 @@ FEWEST_CONTROLS = 30
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SchemeScores:
-    """scores, standardised: (m + 1,), the references in order, then the suspect. None with a reason if it cannot run."""
+    """scores, standardised: (m + 1,), the references in order, then the suspect. None with a reason if it cannot run.
+
+    access: the access that was used, or what was looked at inside.
+    """
 
     name: str
     queries: int
-    access: Access
+    access: str
     scores: Floats | None = None
     standardised: Floats | None = None
     skipped: str | None = None
@@ -94,7 +98,7 @@ def _scheme(
     start, stop = entry.rows
     here = answered[start:stop]
     rows = np.arange(start, stop)[here]
-    access = min(cut[0].access, representation.access)
+    access = min(cut[0].access, representation.access).word
 
     def skipped(why: str) -> SchemeScores:
         return SchemeScores(entry.name, len(rows), access, skipped=why)
@@ -106,15 +110,17 @@ def _scheme(
     columns = {name: column[here] for name, column in bundle.columns_of(entry).items()}
     extra = {"graph": open_graph(bundle.graphs[entry.name])} if entry.name in bundle.graphs else {}
     try:
-        vectors = [representation.function(answers.take(rows), columns, **entry.representing) for answers in cut]
-        if not vectors[0].size:
+        victim, *models = (partial(representation.function, answers.take(rows), columns, **entry.representing) for answers in cut)
+        own = victim()
+        if not own.size:
             return skipped("none of its pairs was answered whole")
-        scores = np.array([detector.function(vectors[0], vector, **entry.detecting, **extra) for vector in vectors[1:]])
+        # one model at a time: a matrix of all pairs of a thousand queries takes 8 MB
+        scores = np.array([detector.function(own, model(), **entry.detecting, **extra) for model in models])
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise ArtefactError(f"the bundle's parameters of {entry.name} are not known: {error}", "Update onnxaudit.") from None
     if not np.isfinite(scores).all():
         return skipped("its score is not defined for these answers, which are the same for every query")
-    floor = least_spread(representation, detector, len(vectors[0]))
+    floor = least_spread(representation, detector, len(own))
     return SchemeScores(entry.name, len(rows), access, scores, standardise(scores, covariate, floor))
 
 
@@ -128,7 +134,7 @@ def _inside(
     start, stop = entry.rows
 
     def skipped(why: str) -> SchemeScores:
-        return SchemeScores(entry.name, stop - start, Access.LABEL, skipped=why)
+        return SchemeScores(entry.name, stop - start, representation.inside, skipped=why)
 
     blind = sum(key not in insights for insights in seen[:-1])
     if key not in seen[-1]:
@@ -137,15 +143,15 @@ def _inside(
         return skipped(f"{blind} of the models to compare with do not show their {representation.inside}")
     columns = bundle.columns_of(entry)
     try:
-        vectors = [representation.function(insights[key], columns, **entry.representing) for insights in seen]
-        scores = np.array([detector.function(vectors[0], vector, **entry.detecting) for vector in vectors[1:]])
-    except ValueError as error:  # layers of another network
-        return skipped(str(error))
+        own, *others = (representation.function(insights[key], columns, **entry.representing) for insights in seen)
+        scores = np.array([detector.function(own, other, **entry.detecting) for other in others])
+    except ValueError as error:  # a model with other layers
+        return skipped(f"a model cannot be compared: {error}")
     except (TypeError, KeyError, IndexError) as error:
         raise ArtefactError(f"the bundle's parameters of {entry.name} are not known: {error}", "Update onnxaudit.") from None
     if not np.isfinite(scores).all():
         return skipped("its score is not defined for what these models show")
-    return SchemeScores(entry.name, stop - start, Access.LABEL, scores, standardise(scores, covariate, detector.floor))
+    return SchemeScores(entry.name, stop - start, representation.inside, scores, standardise(scores, covariate, detector.floor))
 
 
 def least_spread(representation: Representation, detector: Detector, entries: int) -> float:

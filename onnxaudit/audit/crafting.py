@@ -13,12 +13,14 @@ import numpy as np
 from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import add_models
+from onnxaudit.audit.insights import look_inside, named
 from onnxaudit.audit.pools import gather, targets
 from onnxaudit.audit.progress import Progress
 from onnxaudit.audit.sampling import Sampled, rng_of, sample_all
 from onnxaudit.bundle import Manifest, ModelEntry, QueryBundle
 from onnxaudit.craft.conventions import conventions, find_convention, first_that_runs
 from onnxaudit.craft.data import Data, load_data
+from onnxaudit.craft.insight import insight, program_of
 from onnxaudit.craft.natural import draw_controls
 from onnxaudit.craft.references import split
 from onnxaudit.craft.sample import Material
@@ -195,4 +197,5 @@ def _answered(bundle: QueryBundle, victim: Victim) -> QueryBundle:
         "victim", "victim", victim.source, victim.sha256, victim.kind, answers.access.word, victim.num_classes, accuracy
     )
     manifest = dataclasses.replace(bundle.manifest, models=(entry,))
-    return dataclasses.replace(bundle, manifest=manifest, answers={"victim": answers})
+    inside = look_inside(bundle, lambda kind, queries, **more: insight(kind, program_of(victim), queries, **more))
+    return dataclasses.replace(bundle, manifest=manifest, answers={"victim": answers}, insights=named("victim", inside))

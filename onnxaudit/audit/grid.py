@@ -47,7 +47,7 @@ class _Known:
 
 def carriers(*, available: Need) -> list[Scheme]:
     """For every sampler that what is available allows, its first composition that learns nothing: it brings the queries."""
-    found = groupby(compositions(learned=False), lambda scheme: scheme.sampler)
+    found = groupby(compositions(), lambda scheme: scheme.sampler)
     return [next(schemes) for sampler, schemes in found if SAMPLERS[sampler].needs in available]
 
 
@@ -90,7 +90,7 @@ def _cells(bundle: QueryBundle, entry: SchemeEntry, budget: int, victim: Answers
     if len(rows) < ENOUGH * budget:
         return
     columns = {name: column[: len(rows)] for name, column in bundle.columns_of(entry).items()}
-    mine = [scheme for scheme in compositions(learned=False) if scheme.sampler == entry.sampler]
+    mine = [scheme for scheme in compositions() if scheme.sampler == entry.sampler]
     for name, schemes in groupby(mine, lambda scheme: scheme.representation):
         represent = REPRESENTATIONS[name].function
         reference = represent(victim.take(rows), columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,16 +10,18 @@ from numpy.typing import NDArray
 
 from onnxaudit.bundle import QueryBundle, SchemeEntry
 from onnxaudit.schemes.representations import REPRESENTATIONS
-from onnxaudit.suspect import Queries
 
 Insights: TypeAlias = Mapping[str, NDArray[Any]]
 """What a model shows to the queries of a scheme, by ``insight_key``, one row a query."""
 
 
 def insight_key(entry: SchemeEntry) -> str:
-    """The name of what a scheme sees inside: its kind and the rows. "" for a scheme that only compares answers."""
+    """The name of what a scheme sees inside: its kind, the rows and any parameters. "" for one that only compares answers."""
     part = REPRESENTATIONS.get(entry.representation)
-    return f"{part.inside}/{entry.rows[0]}-{entry.rows[1]}" if part is not None and part.inside else ""
+    if part is None or not part.inside:
+        return ""
+    said = [f"{name}={value}" for name, value in sorted(entry.representing.items())]
+    return "/".join([part.inside, f"{entry.rows[0]}-{entry.rows[1]}", *said])
 
 
 def askable(bundle: QueryBundle) -> NDArray[np.bool_]:
@@ -31,21 +33,20 @@ def askable(bundle: QueryBundle) -> NDArray[np.bool_]:
     return wanted
 
 
-def look_inside(
-    bundle: QueryBundle, look: Callable[[str, Queries], NDArray[np.float32] | None]
-) -> dict[str, NDArray[np.float32]]:
-    """What a model shows to the schemes of a bundle; nothing for what its format does not let them see."""
-    found: dict[str, NDArray[np.float32]] = {}
-    for key, kind, rows in _wanted(bundle):
-        if key not in found and (seen := look(kind, bundle.queries[rows])) is not None:
+def look_inside(bundle: QueryBundle, look: Callable[..., NDArray[Any] | None]) -> dict[str, NDArray[Any]]:
+    """What a model shows to the schemes of a bundle; nothing for what its format does not let them see.
+
+    look: ``Suspect.inside``, or what does the same for the victim: (kind, queries, and parameters by name).
+    """
+    found: dict[str, NDArray[Any]] = {}
+    for entry in bundle.manifest.schemes:
+        key = insight_key(entry)
+        if not key or key in found:
+            continue
+        kind, queries = REPRESENTATIONS[entry.representation].inside, bundle.queries[slice(*entry.rows)]
+        if (seen := look(kind, queries, **entry.representing)) is not None:
             found[key] = seen
     return found
-
-
-def _wanted(bundle: QueryBundle) -> Iterator[tuple[str, str, slice]]:
-    for entry in bundle.manifest.schemes:
-        if key := insight_key(entry):
-            yield key, REPRESENTATIONS[entry.representation].inside, slice(*entry.rows)
 
 
 def insights_of(bundle: QueryBundle, model: str) -> dict[str, NDArray[Any]]:

@@ -222,7 +222,7 @@ def _scheme_results(comparison: Comparison, tolerance: float, references: int) -
                 p,
                 p_adjusted,
                 scheme.queries,
-                scheme.access.word,
+                scheme.access,
                 None,
                 float(others.mean()) if references else None,
                 float(others.max()) if references else None,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import SchemeEntry
-from onnxaudit.craft.sample import Material, Sample, Sampler
+from onnxaudit.craft.sample import Material, Peer, Sample, Sampler
 from onnxaudit.decode import canonical
 from onnxaudit.errors import UsageError
 from onnxaudit.schemes.catalogue import Scheme
@@ -38,13 +38,22 @@ class Sampled:
     graphs: dict[str, bytes] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Drawn:
+    """One sampler's queries: their rows in the bundle, and the victim's answers to them."""
+
+    sample: Sample
+    rows: tuple[int, int]
+    answers: Answers
+
+
 def sample_all(chosen: Sequence[Scheme], material: Material, options: CraftOptions, progress: Progress) -> Sampled:
     """Every scheme's queries; schemes with the same sampler and parameters share them.
 
     A scheme of ``auto``, or an optional one, that cannot be crafted is left out with a note; any other raises UsageError.
     """
     result = Sampled()
-    done: dict[str, tuple[Sample, tuple[int, int]]] = {}
+    done: dict[str, _Drawn] = {}
     left_out: UsageError | None = None
     for scheme in chosen:
         sampling = _sampling(scheme, options)
@@ -53,10 +62,12 @@ def sample_all(chosen: Sequence[Scheme], material: Material, options: CraftOptio
             if key not in done:
                 sample = _sample(scheme, sampling, material, options, key, progress)
                 begin = sum(map(len, result.parts))
-                done[key] = sample, (begin, begin + len(sample.queries))
+                answers = Answers.from_scores(material.victim.answer(sample.queries))
+                done[key] = _Drawn(sample, (begin, begin + len(sample.queries)), answers)
                 result.parts.append(sample.queries)
-            sample, rows = done[key]
-            _add(result, scheme, sampling, sample, rows, material, options, progress)
+                for note in sample.notes:
+                    progress.note(f"{scheme.name}: {note}")
+            _add(result, scheme, sampling, done[key], material, options)
         except UsageError as error:
             if "auto" not in options.schemes and not options.optional:
                 raise UsageError(f"{scheme.name}: {error.what}", error.hint) from None
@@ -91,21 +102,14 @@ def _sample(
 
 
 def _add(
-    result: Sampled,
-    scheme: Scheme,
-    sampling: Mapping[str, Any],
-    sample: Sample,
-    rows: tuple[int, int],
-    material: Material,
-    options: CraftOptions,
-    progress: Progress,
+    result: Sampled, scheme: Scheme, sampling: Mapping[str, Any], drawn: _Drawn, material: Material, options: CraftOptions
 ) -> None:
-    for note in sample.notes:
-        progress.note(f"{scheme.name}: {note}")
+    sample = drawn.sample
+    _try(scheme, drawn)
     settled = {**sampling, **sample.parameters, "seed": options.seed}
     detecting = dict(scheme.detecting)
     if DETECTORS[scheme.detector].trainer:
-        frozen = _fit(scheme, sample, material, options)
+        frozen = _fit(scheme, drawn, material, options)
         detecting = dict(frozen.parameters)
         if frozen.graph is not None:
             result.graphs[scheme.name] = frozen.graph
@@ -114,7 +118,7 @@ def _add(
         scheme.sampler,
         scheme.representation,
         scheme.detector,
-        rows,
+        drawn.rows,
         settled,
         scheme.representing,
         detecting,
@@ -125,16 +129,29 @@ def _add(
     result.columns |= {entry.column(name): np.ascontiguousarray(column) for name, column in sample.columns.items()}
 
 
-def _fit(scheme: Scheme, sample: Sample, material: Material, options: CraftOptions) -> Frozen:
+def _try(scheme: Scheme, drawn: _Drawn) -> None:
+    """Raise UsageError for a value that a representation or detector does not take, before a bundle is made with it."""
+    part, detector = REPRESENTATIONS[scheme.representation], DETECTORS[scheme.detector]
+    if part.inside:
+        return
+    try:
+        own = part.function(drawn.answers, drawn.sample.columns, **scheme.representing)
+        if not detector.trainer:
+            detector.function(own, own, **scheme.detecting)
+    except ValueError as error:
+        raise UsageError(str(error), "See the scheme's page in docs/schemes.") from None
+
+
+def _fit(scheme: Scheme, drawn: _Drawn, material: Material, options: CraftOptions) -> Frozen:
     """A learned detector, from what the victim, surrogates and references that never calibrate say to the queries."""
     represent = REPRESENTATIONS[scheme.representation].function
 
-    def represented(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-        answers = Answers.from_scores(scores).degrade(Access.PROBS)
-        return represent(answers, sample.columns, **scheme.representing)
+    def represented(answers: Answers) -> NDArray[np.float64]:
+        return represent(answers.degrade(Access.PROBS), drawn.sample.columns, **scheme.representing)
 
-    victim = represented(material.victim.answer(sample.queries))
-    surrogates = np.stack([represented(peer.answer(sample.queries)) for peer in material.surrogates])
-    references = np.stack([represented(peer.answer(sample.queries)) for peer in material.references])
+    def all_of(peers: Sequence[Peer]) -> NDArray[np.float64]:
+        return np.stack([represented(Answers.from_scores(peer.answer(drawn.sample.queries))) for peer in peers])
+
     trainer = cast("Callable[..., Frozen]", pkgutil.resolve_name(DETECTORS[scheme.detector].trainer))
-    return trainer(victim, surrogates, references, rng_of(options.seed, scheme.name), **scheme.detecting)
+    rng = rng_of(options.seed, scheme.name)
+    return trainer(represented(drawn.answers), all_of(material.surrogates), all_of(material.references), rng, **scheme.detecting)

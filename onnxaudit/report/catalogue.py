@@ -17,7 +17,7 @@ def catalogue_text() -> str:
             item.paper,
             f"{item.sampler} + {item.representation} + {item.detector}",
             needs_in_words(item.needs),
-            item.access.word,
+            item.access,
             str(item.queries),
             SAMPLERS[item.sampler].cost,
         )

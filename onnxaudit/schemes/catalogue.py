@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from onnxaudit.answers import Access
 from onnxaudit.schemes.detectors import DETECTORS
 from onnxaudit.schemes.representations import REPRESENTATIONS
 from onnxaudit.schemes.samplers import SAMPLERS, Need
@@ -42,9 +41,10 @@ class Scheme:
         return needs | Need.SURROGATES | Need.REFERENCES if DETECTORS[self.detector].trainer else needs
 
     @property
-    def access(self) -> Access:
-        """The access that its representation is made for."""
-        return REPRESENTATIONS[self.representation].access
+    def access(self) -> str:
+        """The access that its representation is made for, or what it looks at inside."""
+        part = REPRESENTATIONS[self.representation]
+        return part.inside or part.access.word
 
 
 def _from(start: str, target: str) -> Mapping[str, Any]:

@@ -35,12 +35,13 @@ def problem(sampler: str, representation: str, detector: str) -> str | None:
     return None
 
 
-def compositions(*, learned: bool = True) -> Iterator[Scheme]:
-    """Every valid composition of all parts with their default parameters, in the order of the tables."""
+def compositions() -> Iterator[Scheme]:
+    """Every valid composition that learns nothing and compares answers, with default parameters, in the order of the tables."""
     for sampler in SAMPLERS:
-        for representation in REPRESENTATIONS:
+        for representation, compared in REPRESENTATIONS.items():
             for detector, by in DETECTORS.items():
-                if detector != "hamming" and (learned or not by.trainer) and problem(sampler, representation, detector) is None:
+                plain = not by.trainer and not compared.inside and detector != "hamming"  # another name for matching-rate
+                if plain and problem(sampler, representation, detector) is None:
                     name = f"{sampler}+{representation}+{detector}"
                     yield Scheme(name, "composition", sampler, representation, detector)
 
