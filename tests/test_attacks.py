@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,8 @@ def test_fgsm_and_igsm_of_a_linear_victim_move_every_feature_along_the_weights_s
     assert (reached == near)[steps != 20].all()
     assert 0 < int(near.sum()) < 20
     torch.testing.assert_close(points[near], (x + 0.01 * steps[:, None] * signs)[near], atol=1e-4, rtol=0)
+    bound, _ = igsm(victim, unit, x, goal, epsilon=0.004, step=0.01, iterations=1, clip_mode="step")
+    torch.testing.assert_close(bound, x + 0.004 * signs)
 
 
 # foolbox and ART on the same victim
@@ -397,6 +400,23 @@ def test_vectors_and_two_classes_are_enough(sampler: Callable[..., Sample], opti
     x = table.inputs().x
     assert (sample.queries >= x.min(0)).all()
     assert (sample.queries <= x.max(0)).all()
+
+
+@pytest.mark.parametrize("end", ["softmax", "float64"])
+@pytest.mark.parametrize(("sampler", "options"), SAMPLERS, ids=NAMES)
+def test_probabilities_and_other_precisions_are_attacked_like_logits(
+    sampler: Callable[..., Sample], options: dict[str, Any], end: str
+) -> None:
+    table = tabular(3)
+    plain: Any = table.victim.program
+    module = nn.Sequential(plain, nn.Softmax(1)) if end == "softmax" else deepcopy(plain).double()
+    other = as_victim(module, InputSpec((6,), "NC", dtype="float64" if end == "float64" else "float32"))
+    assert other.normalised == (end == "softmax")
+    expected = sampler(table, 12, np.random.default_rng(0), quiet, **options)
+    sample = sampler(Material(other, table.data), 12, np.random.default_rng(0), quiet, **options)
+    width = np.ptp(table.inputs().x, axis=0)
+    assert np.median(np.abs(sample.queries - expected.queries) / width) < 1e-3
+    assert (labels_of(other, sample) == labels_of(table.victim, expected)).mean() >= 10 / 12
 
 
 @pytest.mark.parametrize("target", ["nearest", "least-likely", "random"])

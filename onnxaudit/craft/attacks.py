@@ -27,7 +27,7 @@ def input_gradient(logits: Tensor, x: Tensor, pull: Tensor, *, again: bool = Fal
         raise UsageError(
             "the victim gives no gradients", "Give it as a differentiable PyTorch model, or take a scheme without them."
         )
-    (gradient,) = torch.autograd.grad(logits, x, grad_outputs=pull, retain_graph=again)
+    (gradient,) = torch.autograd.grad(logits, x, grad_outputs=pull.to(logits.dtype), retain_graph=again)
     return gradient
 
 
