@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onnxaudit.craft.attacks import as_asked, cross_entropy_pull, input_gradient, spread
+from onnxaudit.craft.attacks import as_asked, cross_entropy_pull, input_gradient, on_grid, spread
 from onnxaudit.craft.natural import errors_of
 from onnxaudit.craft.sample import Material, Sample
 from onnxaudit.craft.space import GREY_LEVELS, Space
@@ -199,7 +199,7 @@ def climb(
     points, stride = here.clone(), step * space.width
     active = torch.arange(len(x), device=x.device)
     for _ in range(iterations):
-        shown = space.snapped(here).requires_grad_(True)
+        shown = on_grid(space, here).requires_grad_(True)
         logits = victim.logits(shown)
         gradient = input_gradient(logits, shown, cross_entropy_pull(logits, labels))
         if early and (gone := logits.detach().argmax(1) != labels).any():
@@ -209,4 +209,4 @@ def climb(
                 break
         here = gradient.sign_().mul_(stride).add_(here).clamp_(low, high)
     points[active] = here
-    return (space.snapped(points),)
+    return (on_grid(space, points),)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onnxaudit.craft.sample import Material
 from onnxaudit.craft.side_by_side import side_by_side
+from onnxaudit.craft.space import GREY_LEVELS, Space
 from onnxaudit.craft.victim import BATCH
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
@@ -35,6 +36,12 @@ def cross_entropy_pull(logits: Tensor, labels: Tensor) -> Tensor:
     """The gradient by the logits (n, C) of the cross-entropy to the labels (n,): softmax - onehot."""
     pull = logits.detach().softmax(1)
     return pull.scatter_add_(1, labels[:, None], torch.full_like(pull[:, :1], -1.0))
+
+
+def on_grid(space: Space, x: Tensor) -> Tensor:
+    """x in the box and, for images, exactly on the 8-bit grid; without a gradient, and quicker than ``Space.snapped``."""
+    inside = space.clip(x.detach())
+    return inside.mul_(GREY_LEVELS).round_().div_(GREY_LEVELS) if space.image else inside
 
 
 def per_point(values: Tensor, like: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxaudit.craft.attacks import as_asked, input_gradient, shortfall, spread, starts_of, successes
+from onnxaudit.craft.attacks import as_asked, input_gradient, on_grid, shortfall, spread, starts_of, successes
 from onnxaudit.craft.boundary import BETA1, BETA2, EPSILON, targets
 from onnxaudit.craft.boundary import _median_margin as median_margin
 from onnxaudit.craft.sample import Material, Sample
@@ -109,28 +109,30 @@ def carlini(
 def _descend(
     victim: Victim, space: Space, x: Tensor, target: Tensor, c: Tensor, k: float, lr: float, iterations: int, abort_early: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest successes for one constant each: points, their squared distances (n,), else inf, and whether there are any."""
-    span = (space.high - space.low) / 2
+    """The nearest successes for one constant each: points, their distances (n,), else inf, and whether there are any."""
+    width, span = space.width, (space.high - space.low) / 2
+    middle = space.low + span
     found, nearest = x.clone(), torch.full_like(c, torch.inf)
-    w = torch.atanh(((x - space.low) / space.width * 2 - 1) * INSIDE)
+    w = torch.atanh(((x - space.low) / width * 2 - 1) * INSIDE)
     first, second = torch.zeros_like(w), torch.zeros_like(w)
     active, before, lowest = torch.arange(len(x), device=x.device), torch.full_like(c, torch.inf), torch.full_like(c, torch.inf)
     for step in range(1, iterations + 1):
         bent = w.tanh()
-        shown = space.snapped(space.low + (bent + 1) * span).requires_grad_(True)
-        apart = (shown.detach() - x) / space.width
-        distance = apart.square().flatten(1).sum(1)
+        shown = on_grid(space, torch.addcmul(middle, bent, span)).requires_grad_(True)
+        apart = (shown.detach() - x).div_(width)
+        distance = apart.flatten(1).norm(dim=1)
         hinge, pull, logits = _hinge(victim, shown, target, k)
         closer = (hinge <= 0) & (distance < nearest[active])
-        chosen = active[closer]
-        found[chosen], nearest[chosen] = shown.detach()[closer], distance[closer]
-        gradient = input_gradient(logits, shown, pull * c[:, None]).addcdiv_(apart, space.width, value=2)
-        gradient.mul_(1 - bent.square()).mul_(span)
+        if closer.any():
+            chosen = active[closer]
+            found[chosen], nearest[chosen] = shown.detach()[closer], distance[closer]
+        gradient = input_gradient(logits, shown, pull * c[:, None]).addcdiv_(apart, width, value=2)
+        gradient.mul_(bent.square_().neg_().add_(1)).mul_(span)
         first.lerp_(gradient, 1 - BETA1)
         second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
         rate = lr * (1 - BETA2**step) ** 0.5 / (1 - BETA1**step)
         w.addcdiv_(first, second.sqrt().add_(EPSILON * (1 - BETA2**step) ** 0.5), value=-rate)
-        lowest = torch.minimum(lowest, distance + c * hinge)
+        lowest = torch.minimum(lowest, distance.square() + c * hinge)
         if abort_early and step % max(1, iterations // CHECKS) == 0:
             going = lowest < STALLED * before
             before = lowest

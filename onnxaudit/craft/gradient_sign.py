@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxaudit.craft.attacks import as_asked, cross_entropy_pull, input_gradient, spread, starts_of
+from onnxaudit.craft.attacks import as_asked, cross_entropy_pull, input_gradient, on_grid, spread, starts_of
 from onnxaudit.craft.boundary import targets
 from onnxaudit.craft.sample import Material, Sample
 from onnxaudit.craft.space import Space
@@ -106,7 +106,7 @@ def fgsm(victim: Victim, space: Space, x: Tensor, labels: Tensor, *, epsilon: fl
 
     def step(x: Tensor, labels: Tensor) -> tuple[Tensor]:
         signs = _signs(victim, x, labels)[0]
-        return (space.snapped(x.add(signs * space.width, alpha=-epsilon if targeted else epsilon)),)
+        return (on_grid(space, x.add(signs * space.width, alpha=-epsilon if targeted else epsilon)),)
 
     return spread(step, x, labels)[0]
 
@@ -122,7 +122,7 @@ def igsm(
     points, reached = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     active, here = torch.arange(len(x), device=x.device), x
     for _ in range(iterations):
-        signs, done = _signs(victim, space.snapped(here), target)
+        signs, done = _signs(victim, on_grid(space, here), target)
         if done.any():
             points[active[done]], reached[active[done]] = here[done], True
             active, here, signs, target, low, high = (part[~done] for part in (active, here, signs, target, low, high))
@@ -130,7 +130,7 @@ def igsm(
                 break
         here = signs.mul_(stride).neg_().add_(here).clamp_(low, high)
     points[active] = here
-    return space.snapped(points), reached
+    return on_grid(space, points), reached
 
 
 def _signs(victim: Victim, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
