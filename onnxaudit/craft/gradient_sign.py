@@ -106,7 +106,7 @@ def fgsm(victim: Victim, space: Space, x: Tensor, labels: Tensor, *, epsilon: fl
 
     def step(x: Tensor, labels: Tensor) -> tuple[Tensor]:
         signs = _signs(victim, x, labels)[0]
-        return (on_grid(space, x.add(signs * space.width, alpha=-epsilon if targeted else epsilon)),)
+        return (on_grid(space, space.clip(x.add(signs * space.width, alpha=-epsilon if targeted else epsilon))),)
 
     return spread(step, x, labels)[0]
 
