@@ -4,10 +4,10 @@
 
 All attack the same images of one victim, with the same steps, box and stop rule, in one batch, on one thread. The victim is
 that of the fixtures, a residual network, or, with ``--victim lenet``, a small one trained for a few seconds. Seconds are those
-of the processor, so that a busy machine does not count, and on a GPU those of the clock: medians over ``--rounds``, or over
-as many as fit into a minute. "in floats" is what the libraries do; "8 bits" is what ``craft`` does: the victim sees rounded
-images in every step. "alone" gives ours one image at a time, and is timed on a few of them. "bare" is the time of nothing but
-the forward and backward passes that ours made, with the same batch sizes, one after the other.
+of the processor, so that a busy machine counts little, and on a GPU those of the clock: medians over ``--rounds``, in which all
+take turns. "in floats" is what the libraries do; "8 bits" is what ``craft`` does: the victim sees rounded images in every
+step. "alone" gives ours one image at a time, and is timed on the first ten. Bare passes are nothing but the forward and backward
+passes that ours made, with the same batch sizes, one after the other.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from onnxaudit.suspect import InputSpec
 from onnxaudit.zoo.training import Recipe, build, fit, to_pixels
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
-ALONE, PATIENCE = 10, 60.0
+ALONE, PATIENCE = 10, 20.0
 RADIUS, PACE, STEPS = 8 / 255, 8 / 255 / 30, 40
 SEARCHES, DESCENT, CONSTANT = 9, 100, 0.1  # ART doubles the constant where the others take ten times it, so 0.001 is too little
 
@@ -216,8 +217,8 @@ def pgds(grid: Space, floats: Space, there: Libraries) -> Contest:
 CONTESTS = {"ipguard": ipguard, "deepfool": deepfools, "cw-l2": carlinis, "pgd": pgds}
 
 
-def timed(device: torch.device, run: Callable[[], Tensor], rounds: int) -> tuple[float, Tensor]:
-    """Median seconds of a run, and what it gave; one more run warms up, unless one takes a quarter of the time there is."""
+def race(device: torch.device, runs: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, tuple[float, Tensor]]:
+    """Median seconds of each, and what it gave. They take turns; the first round warms up, and is all that the slow ones get."""
 
     def now() -> float:
         if device.type == "cuda":
@@ -225,20 +226,23 @@ def timed(device: torch.device, run: Callable[[], Tensor], rounds: int) -> tuple
             return time.perf_counter()
         return time.process_time()
 
-    seconds: list[float] = []
-    while len(seconds) <= rounds and sum(seconds) < PATIENCE:
-        started = now()
-        result = run()
-        seconds.append(now() - started)
-        if len(seconds) == 1 and seconds[0] > PATIENCE / 4:
-            break
-    return float(np.median(seconds[1:] or seconds)), result
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    results: dict[str, Tensor] = {}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            if turn and seconds[name][0] > PATIENCE:
+                continue
+            started = now()
+            results[name] = run()
+            seconds[name].append(now() - started)
+    return {name: (float(np.median(each[1:] or each)), results[name]) for name, each in seconds.items()}
 
 
 def bare(program: Callable[[Tensor], Tensor], x: Tensor, passes: list[list[int]]) -> Tensor:
     """The passes that were written down, and nothing else."""
+    more = x.repeat(-(-max(images for images, _ in passes) // len(x)), 1, 1, 1)
     for images, backward in passes:
-        shown = x[:images].detach()
+        shown = more[:images].detach()
         with torch.set_grad_enabled(backward >= 0):
             scores = program(shown.requires_grad_(backward >= 0))
         for left in range(backward - 1, -1, -1):
@@ -248,29 +252,32 @@ def bare(program: Callable[[Tensor], Tensor], x: Tensor, passes: list[list[int]]
 
 def hold(contest: Contest, victim: Victim, x: Tensor, target: Tensor, rounds: int) -> None:
     """Print the rows of one attack."""
-
-    def row(who: str, seconds: float, points: Tensor, note: str) -> None:
-        success = contest.success(victim, x, points, target)
-        norm = (points - x).flatten(1).norm(dim=1)[success].mean()
-        print(f"  {who:22}{seconds:9.3f} s   success {success.float().mean():6.1%}   mean L2 {norm:6.3f}   {note}", flush=True)
-
-    print(f"{contest.name}, {len(x)} images")
-    first = 0.0
+    runs: dict[str, Callable[[], Tensor]] = {}
     for name, ours in contest.ours.items():
         recorded = Recorded(victim.program)
         ours(dataclasses.replace(victim, program=recorded), x, target)
-        seconds, points = timed(victim.device, lambda ours=ours: ours(victim, x, target), rounds)  # type: ignore[misc]
-        floor, _ = timed(victim.device, lambda passes=recorded.passes: bare(victim.program, x, passes), rounds)  # type: ignore[misc]
-        first = first or seconds
-        row(name, seconds, points, f"{seconds / floor:.2f} times bare passes ({floor:.3f} s)")
-    name, ours = next(iter(contest.ours.items()))
+        runs[name] = partial(ours, victim, x, target)
+        runs[f"{name}, bare"] = partial(bare, victim.program, x, recorded.passes)
+    first, ours = next(iter(contest.ours.items()))
     pieces = list(zip(x[:ALONE].split(1), target[:ALONE].split(1), strict=True))
-    seconds, some = timed(victim.device, lambda: torch.cat([ours(victim, *piece) for piece in pieces]), 1)
-    seconds *= len(x) / len(some)
-    print(f"  {name + ', alone':22}{seconds:9.3f} s   {seconds / first:.1f} times as long")
-    for name, attack in contest.theirs.items():
-        seconds, points = timed(victim.device, lambda attack=attack: attack(x, target), rounds)  # type: ignore[misc]
-        row(name, seconds, points, f"{seconds / first:.1f} times as long")
+    runs[f"{first}, alone"] = lambda: torch.cat([ours(victim, *piece) for piece in pieces])
+    runs |= {name: partial(attack, x, target) for name, attack in contest.theirs.items()}
+    times = race(victim.device, runs, rounds)
+    print(f"{contest.name}, {len(x)} images")
+    for name, (seconds, points) in times.items():
+        if name.endswith(", bare"):
+            continue
+        note = f"{seconds * len(x) / len(points) / times[first][0]:5.1f} times as long"
+        if name in contest.ours:
+            note += f", {seconds / times[f'{name}, bare'][0]:.2f} times its bare passes"
+        start = x[: len(points)]
+        success = contest.success(victim, start, points, target[: len(points)])
+        norm = (points - start).flatten(1).norm(dim=1)[success].mean()
+        print(
+            f"  {name:22}{1000 * seconds / len(points):8.2f} ms an image, success {success.float().mean():6.1%}, "
+            f"mean L2 {norm:6.3f}, {note}",
+            flush=True,
+        )
 
 
 def small(data: Data) -> Victim:

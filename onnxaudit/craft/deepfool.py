@@ -166,16 +166,15 @@ def _shortest(victim: Victim, logits: Tensor, shown: Tensor, source: Tensor, riv
     """The shortest of the steps to the rivals' linearised boundaries: |f| w / |w|^2, f = Z_k - Z_source, w its gradient."""
     values = logits.detach().float()
     gaps = (values.gather(1, rivals) - values.gather(1, source[:, None])).abs()
-    shortest = torch.full_like(gaps[:, 0], torch.inf)
+    shortest, steepness = torch.full_like(gaps[:, 0], torch.inf), torch.ones_like(gaps[:, 0])
     step = torch.zeros_like(shown)
     for gap, slope in zip(gaps.T, _slopes(victim, logits, shown, source, rivals), strict=True):
-        slope = slope * width
-        norm = slope.flatten(1).norm(dim=1)
-        length = torch.where(norm > TINY, gap / norm.clamp_min(TINY), torch.inf)
-        shorter = (length < shortest).nonzero()[:, 0]
-        shortest[shorter] = length[shorter]
-        step[shorter] = slope[shorter] * per_point((length[shorter] + PUSH) / norm[shorter], slope)
-    return step * width
+        norm = slope.mul_(width).flatten(1).norm(dim=1).clamp_min_(TINY)
+        length = gap / norm
+        shorter = length < shortest
+        shortest, steepness = torch.minimum(shortest, length), torch.where(shorter, norm, steepness)
+        step = torch.where(per_point(shorter, slope), slope, step)
+    return step.mul_(per_point((shortest + PUSH) / steepness, step)).mul_(width)
 
 
 def _slopes(victim: Victim, logits: Tensor, shown: Tensor, source: Tensor, rivals: Tensor) -> Iterator[Tensor]:
