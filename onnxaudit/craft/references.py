@@ -27,13 +27,18 @@ POOR = 0.03
 """A reference further below the victim than this is weak: it would make strong innocents look suspicious."""
 ASIDE = 4
 """One in so many inputs is kept from training, for queries and for measuring accuracy."""
+DIFFERENTIABLE = ".torchscript"
+"""Suffix of the copy that gradients are taken of: not one of a format's own, so that a folder's models are listed once."""
 IMAGES_SEEN = {"vgg": 50_000, "resnet": 60_000, "lenet": 120_000, "mlp": 120_000}
 """Length of a first training in images: architectures that learn well from few of them, each for about the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedReference:
-    """One trained reference. path: an ONNX file that takes raw 8-bit pixels. accuracy: on inputs kept from training."""
+    """One trained reference. path: an ONNX file that takes raw 8-bit pixels. accuracy: on inputs kept from training.
+
+    Next to it lies the same network as TorchScript, for schemes that take gradients of references.
+    """
 
     path: Path
     recipe: Recipe
@@ -99,7 +104,7 @@ def _train(data: Data, test: Data, classes: int, goal: float, seed: int, index: 
     recipe_of = [data.sha256, test.sha256, classes, round(goal, 4), seed, index, IMAGES_SEEN]
     key = hashlib.sha256(json.dumps(recipe_of).encode()).hexdigest()[:12]
     found = sorted(folder.glob(f"*-{key}.json"))
-    if found and found[0].with_suffix(".onnx").exists():
+    if found and all(found[0].with_suffix(suffix).exists() for suffix in (".onnx", DIFFERENTIABLE)):
         kept = json.loads(found[0].read_text())
         return TrainedReference(found[0].with_suffix(".onnx"), Recipe(**kept["recipe"]), kept["accuracy"])
     assert data.y is not None
@@ -117,7 +122,7 @@ def _train(data: Data, test: Data, classes: int, goal: float, seed: int, index: 
     assert best is not None
     reached, recipe, model = best
     path = folder / f"{index:03d}-{recipe.arch}-{key}.onnx"
-    save_uint8_onnx(model, data.shape, path)
+    save_network(model, data.shape, path)
     facts = {"accuracy": reached, "recipe": dataclasses.asdict(recipe), "data_sha256": data.sha256}
     path.with_suffix(".json").write_text(json.dumps(facts))
     return TrainedReference(path, recipe, reached)
@@ -152,6 +157,23 @@ class _RawPixels(nn.Module):
         return scores
 
 
+def save_network(model: nn.Module, shape: tuple[int, ...], path: Path) -> None:
+    """Save a network that takes pixels in [0, 1], NCHW, or vectors: as ONNX at ``path``, and as TorchScript next to it."""
+    save_differentiable(model, shape, path.with_suffix(DIFFERENTIABLE))
+    save_uint8_onnx(model, shape, path)
+
+
+def save_differentiable(model: nn.Module, shape: tuple[int, ...], path: Path) -> None:
+    """The network itself as TorchScript: pixels in [0, 1], NCHW, or vectors go in. Written in one step."""
+    example = torch.zeros(2, *((shape[2], *shape[:2]) if len(shape) == 3 else shape))
+    temporary = path.with_suffix(".tmp")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = model if isinstance(model, torch.jit.ScriptModule) else torch.jit.trace(model.eval(), example)
+        torch.jit.save(script.eval(), str(temporary))
+    temporary.replace(path)
+
+
 def save_uint8_onnx(model: nn.Module, shape: tuple[int, ...], path: Path) -> None:
     """Export with a dynamic batch; images go in as uint8 NHWC, vectors as float32. Written in one step."""
     image = len(shape) == 3
@@ -159,8 +181,11 @@ def save_uint8_onnx(model: nn.Module, shape: tuple[int, ...], path: Path) -> Non
     temporary = path.with_suffix(".tmp")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        network: nn.Module = _RawPixels(model).eval() if image else model.eval()
+        if isinstance(model, torch.jit.ScriptModule) and image:  # the exporter takes a script, but none inside a module
+            network = torch.jit.trace(network, example)
         torch.onnx.export(
-            _RawPixels(model).eval() if image else model.eval(),
+            network,
             (example,),
             str(temporary),
             input_names=["input"],

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import importlib
+import io
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +29,10 @@ BATCH = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Victim:
-    """A loaded victim. program: takes what ``spec`` describes and gives (n, C) scores. normalised: they are probabilities."""
+    """A loaded victim. program: takes what ``spec`` describes and gives (n, C) scores. normalised: they are probabilities.
+
+    file: where a program came from whose weights were frozen when it was loaded.
+    """
 
     program: Callable[[Tensor], Any]
     spec: InputSpec
@@ -37,6 +43,7 @@ class Victim:
     num_classes: int = 0
     normalised: bool = False
     batch: int | None = None
+    file: Path | None = None
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Differentiable logits (n, C) of pixels in [0, 1], (n, C, H, W), or of vectors (n, d).
@@ -88,6 +95,47 @@ class Victim:
             parts.append(_first_tensor(self.program(padded))[: len(part)])
         return torch.cat(parts)
 
+    def portable(self) -> bytes | None:
+        """The victim with weights that can be trained, as a TorchScript archive from pixels to logits, for ``copy_of``.
+
+        None if it holds no float32 weights, takes one batch size only, or does not come out the same when traced.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's doubts are settled by comparing answers
+            try:
+                return self._traced()
+            except (RuntimeError, ValueError, TypeError):  # programs that cannot be copied, traced or saved
+                return None
+
+    @torch.no_grad()
+    def _traced(self) -> bytes | None:
+        program = self._unfrozen()
+        if program is None or self.batch is not None:
+            return None
+        weights = list(program.parameters())
+        if not any(weight.ndim > 1 for weight in weights) or any(weight.dtype != torch.float32 for weight in weights):
+            return None
+        shape = self.spec.shape
+        size = (shape[2], *shape[:2]) if len(shape) == 3 else shape
+        own = dataclasses.replace(self, program=program, device=torch.device("cpu"))
+        x = torch.rand(5, *size, generator=torch.Generator().manual_seed(0))
+        traced = torch.jit.trace(_FromPixels(own, program), x[:2], check_trace=False)
+        if not torch.allclose(traced(x), own.logits(x), rtol=1e-3, atol=1e-4):
+            return None
+        archive = io.BytesIO()
+        torch.jit.save(traced, archive)
+        return archive.getvalue()
+
+    def _unfrozen(self) -> torch.nn.Module | None:
+        """The program, on the CPU, with weights of its own that were not folded into constants."""
+        if self.file is not None and self.kind == "torchscript":
+            loaded: torch.nn.Module = torch.jit.load(str(self.file), map_location="cpu").eval()
+            return loaded
+        if self.file is not None and self.kind == "exported":
+            # a copy leaves behind the checks of its input's size, which the tracer does not take
+            return copy.deepcopy(torch.export.load(str(self.file)).module(check_guards=False))
+        return copy.deepcopy(self.program).cpu().eval() if isinstance(self.program, torch.nn.Module) else None
+
     def probed(self) -> Victim:
         """The same victim with its number of classes and its kind of scores read off an answer to grey and noisy inputs."""
         shape = self.spec.shape
@@ -109,6 +157,26 @@ class Victim:
             raise ArtefactError("the victim answers NaN or infinity")
         sums = (scores.min() >= 0) and (scores.sum(1) - 1).abs().max() < 1e-3
         return dataclasses.replace(self, num_classes=scores.shape[1], normalised=bool(sums))
+
+
+class _FromPixels(torch.nn.Module):
+    """A victim as a module whose weights are those of its program."""
+
+    def __init__(self, victim: Victim, program: torch.nn.Module) -> None:
+        super().__init__()
+        self.program = program
+        self._victim = victim
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self._victim.logits(pixels)
+
+
+def copy_of(portable: bytes, device: torch.device) -> torch.nn.Module:
+    """A new copy of what ``Victim.portable`` gave, in eval mode, its weights to be trained or changed at will."""
+    module: torch.nn.Module = torch.jit.load(io.BytesIO(portable), map_location=device).eval()
+    for weight in module.parameters():
+        weight.requires_grad_(True)
+    return module
 
 
 def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
@@ -171,7 +239,7 @@ def open_victim(
     for parameter in program.parameters():
         parameter.requires_grad_(False)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Victim(program, spec, where, kind, digest, path.name, batch=batch)
+    return Victim(program, spec, where, kind, digest, path.name, batch=batch, file=path)
 
 
 def _fixed_batch(exported: torch.export.ExportedProgram) -> int | None:
