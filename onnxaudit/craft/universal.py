@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from onnxaudit.craft.attacks import cross_entropy_pull, input_gradient, spread
 from onnxaudit.craft.deepfool import deepfool
 from onnxaudit.craft.sample import Material, Sample
 from onnxaudit.craft.space import Space
@@ -28,6 +29,8 @@ START, GROWTH, GROWTHS = 0.1, 1.25, 11
 """The grid of radii: from a tenth of the mean norm of an input, by a quarter each time, to a little more than that norm."""
 STRIDE = 0.1
 """Step of gradient ascent, in units of the radius."""
+USUAL = {"deepfool": (128, 1), "gradient": (32, 5)}
+"""By algorithm: inputs of a batch, and passes for each radius of the grid; a gradient costs much less than DeepFool."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,15 +70,15 @@ def sample_uap(
     pool: str = "knn",
     embedding: str = "logits",
     inputs: int = 500,
-    passes: int = 3,
+    passes: int = 10,
     batch: int | None = None,
 ) -> Sample:
     """Views of pairs of an input and the same with a universal perturbation (FUAP section 4.2), view by view, at most n queries.
 
     n // (2 views) inputs a view, spread by K-means over what the victim says: see ``choose_views`` for views, pool, embedding.
     xi, delta: the perturbation's radius in units of the space's width, and the share of inputs that it may fail on; xi None: see
-    ``fooling``. algorithm, norm, passes, batch: see ``universal_perturbation``. inputs: how many to search with. The perturbed
-    input is clipped and rounded to 8 bits, in the search too. column "view": (queries,) from 0.
+    ``fooling``. algorithm, norm, passes (where xi is given), batch: see ``universal_perturbation``. inputs: to search with. The
+    perturbed input is clipped and rounded to 8 bits, in the search too. column "view": (queries,) from 0.
     Raises UsageError for too few queries or inputs, values out of range, or where no answer changes.
     """
     if views < 1 or n < 2 * views:
@@ -115,16 +118,18 @@ def fooling(
     """A universal perturbation, searched with ``inputs`` of the data and judged by a third as many others.
 
     xi None: the smallest radius of a geometric grid, from a tenth of the mean norm of an input, that fools 1 - delta of the
-    others; each search goes on where that with the radius before ended. search: for ``universal_perturbation``, norm and delta
-    among them. Raises UsageError where no answer changes.
+    others; each search has a pass or a few, and starts with what the one before found, as much larger as its radius. search: for
+    ``universal_perturbation``, norm and delta among them. Raises UsageError where no answer changes.
     """
     victim, space = material.victim, material.space
     order = rng.permutation(len(material.inputs()))[: inputs + inputs // (ASIDE - 1)]
     known = victim.pixels(material.inputs().x[order])
     judges, shown = known[: len(order) // ASIDE], known[len(order) // ASIDE :]
     found = Found(torch.zeros_like(shown[:1]), 0.0, 0.0)
+    if xi is None:
+        search["passes"] = USUAL.get(search["algorithm"], (1, 1))[1]
     for radius in _radii(space, shown, search["norm"]) if xi is None else [xi]:
-        v = universal_perturbation(victim, space, shown, radius, rng, found.v, judges, **search)
+        v = universal_perturbation(victim, space, shown, radius, rng, found.v * GROWTH, judges, **search)
         found = Found(v, radius, fooling_rate(victim, space, judges, v))
         report(found.rate)
         if found.rate >= 1 - search["delta"]:
@@ -161,33 +166,34 @@ def universal_perturbation(
     the perturbations after each pass, and ``start``, the one that fools most is returned. overshoot, iterations, classes: of
     DeepFool, as in the authors' code. Raises UsageError for another norm or algorithm.
     """
-    if algorithm not in ("deepfool", "gradient"):
+    if algorithm not in USUAL:
         raise UsageError(f"algorithm={algorithm!r} is not known", "Use deepfool or gradient.")
     if norm not in ("l2", "linf"):
         raise UsageError(f"norm={norm!r} is not known", "Use l2 or linf.")
     ball = Ball(norm, xi, space.width)
+    walk = partial(deepfool, victim, space, overshoot=overshoot, iterations=iterations, classes=classes)
 
     def by_deepfool(part: Tensor, labels: Tensor, v: Tensor) -> Tensor:
         here = space.snapped(part + v)
         left = here[victim.predict(here).argmax(1) == labels]
         if not len(left):
             return v
-        steps, crossed = deepfool(victim, space, left, overshoot=overshoot, iterations=iterations, classes=classes)
+        steps, crossed = spread(walk, left)
         return ball.project(v + steps[crossed].sum(0, keepdim=True))
 
     def by_gradient(part: Tensor, labels: Tensor, v: Tensor) -> Tensor:
         v = v.detach().requires_grad_(True)
-        loss = functional.cross_entropy(victim.logits(space.snapped(part + v)), labels)
-        return ball.ascend(v.detach(), torch.autograd.grad(loss, v)[0])
+        logits = victim.logits(space.snapped(part + v))
+        return ball.ascend(v.detach(), input_gradient(logits, v, cross_entropy_pull(logits, labels)))
 
     first = torch.zeros_like(x[:1]) if start is None else ball.project(start)
-    step, usual = (by_deepfool, 128) if algorithm == "deepfool" else (by_gradient, 32)
+    step = by_deepfool if algorithm == "deepfool" else by_gradient
     judges, labels, v = x if judges is None else judges, victim.predict(x).argmax(1), first
     best, most = v, fooling_rate(victim, space, judges, v)
     for _ in range(passes):
         if most >= 1 - delta:
             break
-        for part in torch.from_numpy(rng.permutation(len(x))).to(x.device).split(batch or usual):
+        for part in torch.from_numpy(rng.permutation(len(x))).to(x.device).split(batch or USUAL[algorithm][0]):
             v = step(x[part], labels[part], v)
         if (rate := fooling_rate(victim, space, judges, v)) > most:
             best, most = v, rate
