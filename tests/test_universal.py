@@ -256,6 +256,7 @@ def test_anchors_and_members_are_drawn_at_random_and_variations_are_shuffled() -
     assert len({tuple(np.argsort(rows)) for rows in drawn}) > 2
     spread = [choose_views(line, 1, 3, np.random.default_rng(seed), "cluster").rows[:, 0] for seed in range(8)]
     assert np.mean([np.ptp(rows) for rows in spread]) > 8
+    assert len(set(np.concatenate(spread).tolist())) > 14
 
 
 def test_inputs_that_look_the_same_make_fewer_anchors() -> None:

@@ -71,7 +71,7 @@ def _chain(graph: Any, weights: dict[str, tuple[int, ...]]) -> int:
 
     As every layer has weights of its own on its second and third place, none can blow up what it is given.
     """
-    last, width, features = graph.input[0].name, 0, 0
+    last, features = graph.input[0].name, 0
     if last in weights:
         raise _unsafe("its input is a weight")
     for node in graph.node:
@@ -81,9 +81,9 @@ def _chain(graph: Any, weights: dict[str, tuple[int, ...]]) -> int:
             raise _unsafe(f"{layer[:40]!r} is not a layer of a chain")
         if layer == "Gemm" and known <= DENSE and 2 <= len(node.input) <= 3 and all(n in weights for n in node.input[1:]):
             inputs, outputs = _sizes(node, weights)
-            if (width and inputs != width) or (len(node.input) == 3 and weights[node.input[2]] != (outputs,)):
-                raise _unsafe("the sizes of its layers do not fit each other")
-            width, features = outputs, features or inputs
+            if len(node.input) == 3 and weights[node.input[2]] != (outputs,):
+                raise _unsafe("a layer has another number of outputs than it adds to")
+            features = features or inputs
         elif layer not in ACTIVATIONS or not known <= ACTIVATIONS[layer] or len(node.input) != 1:
             raise _unsafe(f"{layer[:40]!r} is not one of Gemm, Relu and LeakyRelu as detectors have them")
         last = node.output[0]
