@@ -19,6 +19,8 @@ from onnxaudit.suspect import Target
 
 FEWEST_LABELS = 50
 """Answers that two models must share, all of them, to be taken for one where only labels are known."""
+SAME = 1e-3
+"""Probabilities that differ by less, to all queries, are those of one model in two formats."""
 SANE_SHARE = 0.7
 """A reference with less than this share of the victim's accuracy on the controls is asked wrongly, or of another task."""
 
@@ -94,7 +96,7 @@ def _same(one: Answers, two: Answers) -> bool:
         return False
     if one.scores is None or two.scores is None:
         return len(one) >= FEWEST_LABELS
-    return bool(np.allclose(one.degrade(Access.PROBS).dense(), two.degrade(Access.PROBS).dense(), atol=1e-6))
+    return bool(np.allclose(one.degrade(Access.PROBS).dense(), two.degrade(Access.PROBS).dense(), atol=SAME))
 
 
 def add_models(

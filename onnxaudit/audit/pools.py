@@ -12,8 +12,10 @@ import numpy as np
 from onnxaudit.audit.calibrating import model_files
 from onnxaudit.audit.progress import Progress
 from onnxaudit.craft.data import Data
+from onnxaudit.craft.peers import has_gradients, open_peers
 from onnxaudit.craft.references import CLOSE, choose, train_references
 from onnxaudit.craft.sample import Peer
+from onnxaudit.craft.surrogates import train_surrogates
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.schemes.catalogue import Scheme
@@ -27,7 +29,6 @@ SHARE = 3
 """One reference in so many helps to make fingerprints, where a scheme wants references. Those never calibrate."""
 FEWEST = 2
 """Fewer models of a kind than this teach nothing."""
-DIFFERENTIABLE = (".pt", ".ts", ".pt2")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,10 +73,6 @@ def gather(
 
 
 def _peers(items: Sequence[tuple[Path, str]], victim: Victim, device: str) -> list[Peer]:
-    if not items:
-        return []
-    from onnxaudit.craft.peers import open_peers
-
     return open_peers([file for file, _ in items], victim.spec, victim.num_classes, device)
 
 
@@ -100,8 +97,6 @@ def _surrogates(
         return [(file, "given by the owner") for file in files]
     if not options.train_surrogates or training is None or test is None:
         return []
-    from onnxaudit.craft.surrogates import train_surrogates
-
     report = progress.task("training surrogates", options.train_surrogates)
     count, folder = options.train_surrogates, options.surrogate_folder
     trained = train_surrogates(training, test, victim, count, options.seed, folder, jobs=options.jobs, progress=report)
@@ -161,7 +156,7 @@ def _trained_references(
 def _making(references: Sequence[tuple[Path, str]], seed: int, *, gradients: bool) -> list[tuple[Path, str]]:
     """The references that help to make fingerprints, drawn at random; where gradients are wanted, of those that have them."""
     count = max(FEWEST, len(references) // SHARE)
-    able = [item for item in references if item[0].suffix.lower() in DIFFERENTIABLE] if gradients else []
+    able = [item for item in references if has_gradients(item[0])] if gradients else []
     pool = able if len(able) >= FEWEST else list(references)
     if len(references) <= count:
         raise UsageError(
