@@ -48,7 +48,7 @@ def sample_boundary(
     missing = n
     for _ in range(ROUNDS):
         x = _starts(material, missing, rng, start)
-        k = _median_margin(victim, x) if k is None else k
+        k = median_margin(victim, x) if k is None else k
         tried += len(x)
         points, converged = boundary_points(material, x, targets(victim, x, rng, target), k=k, lr=lr, iterations=iterations)
         found.append(points[converged])
@@ -134,7 +134,8 @@ def boundary_loss(logits: Tensor, source: Tensor, target: Tensor, k: float) -> T
     return loss
 
 
-def _median_margin(victim: Victim, x: Tensor) -> float:
+def median_margin(victim: Victim, x: Tensor) -> float:
+    """The victim's median margin in logits between first and second class, at most LARGEST_MARGIN."""
     best = victim.predict(x).topk(2, dim=1).values
     return round(min(float((best[:, 0] - best[:, 1]).median()), LARGEST_MARGIN), 3)
 
