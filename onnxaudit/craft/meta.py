@@ -34,17 +34,18 @@ def sample_meta(
     variant: str = "verifier",
     start: str = "random",
     iterations: int = 100,
-    lr: float = 0.02,
+    query_lr: float = 0.02,
     verifier_lr: float = 0.0001,
 ) -> Sample:
     """At most n queries trained with the victim and its surrogates as positive, references as negative models.
 
     variant "verifier" (MetaV): n free points together with a verifier g of all their answers, by ``iterations`` steps of Adam
-    with rates ``lr`` and ``verifier_lr``; the queries are kept, the verifier is not (one is trained on the answers to the rounded
-    queries). A verifier that learns as fast as the points tells a small pool apart before they have moved. start: "random" points
-    of the space, or "training" inputs. "metafinger" (MetaFinger, labels only): n inputs of the data, on which positives are to
-    agree and negatives not, under distortions; those come first that every positive and no negative gives the positives' label.
-    Points are rounded to 8 bits in every step. Parameters: "accuracy", of the verifier on the pool, or "kept", of the queries.
+    with rates ``query_lr`` and ``verifier_lr``; the queries are kept, the verifier is not (one is trained on the answers to the
+    rounded queries). A verifier that learns as fast as the points tells a small pool apart before they have moved. start:
+    "random" points of the space, or "training" inputs. "metafinger" (MetaFinger, labels only): n inputs of the data, on which
+    positives are to agree and negatives not, under distortions; those come first that every positive and no negative gives the
+    positives' label. Points are rounded to 8 bits in every step. Parameters: "accuracy", of the verifier on the pool, or "kept",
+    of the queries.
     Raises UsageError without surrogates, references or gradients, or for another variant or start.
     """
     if variant not in ("verifier", "metafinger"):
@@ -59,7 +60,7 @@ def sample_meta(
     x = material.space.uniform(n, rng) if start == "random" else material.victim.pixels(material.draw(n, rng))
     pool = [(peer, 1.0) for peer in positives] + [(peer, 0.0) for peer in negatives]
     verifier = _verifier(len(x) * material.victim.num_classes, generator, material.victim.device)
-    points = _train(material, x, verifier, pool, iterations, (lr, verifier_lr), progress)
+    points = _train(material, x, verifier, pool, iterations, (query_lr, verifier_lr), progress)
     with torch.no_grad():
         right = [(float(_score(verifier, peer, points)) > 0) == bool(label) for peer, label in pool]
     return Sample(material.space.queries(points), (), {"accuracy": round(float(np.mean(right)), 4)})
