@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onnxaudit.craft.attacks import as_asked, input_gradient, on_grid, shortfall, spread, starts_of, successes
 from onnxaudit.craft.boundary import BETA1, BETA2, EPSILON, targets
-from onnxaudit.craft.boundary import median_margin as median_margin
+from onnxaudit.craft.boundary import median_margin
 from onnxaudit.craft.sample import Material, Sample
 from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import Victim
