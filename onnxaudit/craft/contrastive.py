@@ -21,7 +21,7 @@ def fit_contrastive(
     *,
     temperature: float = 0.2,
     lr: float = 5e-4,
-    epochs: int = 200,
+    epochs: int = 50,
     batch: int = 512,
     supcon: str = "paper",
 ) -> Frozen:
@@ -29,7 +29,7 @@ def fit_contrastive(
 
     victim: (views, features), where any table's rows are its views, and any other R is one; surrogates, references: (models, *R).
     supcon: the loss, "paper" (FUAP eq. 7) or the authors' "code". temperature, lr, batch: the authors' (the paper prints no
-    temperature). epochs: the authors have 10, of some 2,000 views; few views need more to get as many steps.
+    temperature). epochs: the authors have 10 of some 2,000 views, which are as many steps as 50 of fewer than 512.
     Raises UsageError for fewer than two surrogates or references.
     """
     check_pools(surrogates, references)
