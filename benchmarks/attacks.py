@@ -27,11 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onnxaudit.craft.adversarial import climb
-from onnxaudit.craft.boundary import GREY_LEVEL, walk_to_boundary
-from onnxaudit.craft.carlini import carlini
 from onnxaudit.craft.data import Data, load_data
-from onnxaudit.craft.deepfool import deepfool
+from onnxaudit.craft.samplers.adversarial import climb
+from onnxaudit.craft.samplers.boundary import GREY_LEVEL, walk_to_boundary
+from onnxaudit.craft.samplers.carlini import carlini
+from onnxaudit.craft.samplers.deepfool import deepfool
+from onnxaudit.craft.samplers.universal import universal_perturbation
 from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import Victim, open_victim
 from onnxaudit.suspect import InputSpec
@@ -40,6 +41,7 @@ from onnxaudit.zoo.training import Recipe, build, fit, to_pixels
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 ALONE, PATIENCE = 10, 20.0
 RADIUS, PACE, STEPS = 8 / 255, 8 / 255 / 30, 40
+NORM, PASSES = 2.0, 5
 SEARCHES, DESCENT, CONSTANT = 9, 100, 0.1  # ART doubles the constant where the others take ten times it, so 0.001 is too little
 
 
@@ -67,6 +69,7 @@ class Recorded(nn.Module):
 @dataclass(frozen=True, slots=True, eq=False)
 class Contest:
     """An attack: ours, by the name of its setting, and those of the libraries. success: which points are what they should be.
+    alone: whether it can be done for one image at a time.
 
     Ours take a victim, images and targets (n,), the others images and targets; all give points.
     """
@@ -75,6 +78,7 @@ class Contest:
     ours: dict[str, Callable[[Victim, Tensor, Tensor], Tensor]]
     success: Callable[[Victim, Tensor, Tensor, Tensor], Tensor]
     theirs: dict[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
+    alone: bool = True
 
 
 def crossed(victim: Victim, x: Tensor, points: Tensor, target: Tensor) -> Tensor:
@@ -213,8 +217,35 @@ def pgds(grid: Space, floats: Space, there: Libraries) -> Contest:
     return Contest("PGD", settings, crossed, {"foolbox": foolbox, "ART": art})
 
 
-# Universal perturbations (UAP) join here: a function like those above, and its name below.
-CONTESTS = {"ipguard": ipguard, "deepfool": deepfools, "cw-l2": carlinis, "pgd": pgds}
+def universals(grid: Space, floats: Space, there: Libraries) -> Contest:
+    """One perturbation of L2 norm 2 for all images: 5 passes, or until 4 of 5 are fooled, with DeepFool of 10 steps."""
+
+    def ours(space: Space, **options: Any) -> Callable[[Victim, Tensor, Tensor], Tensor]:
+        def attack(victim: Victim, x: Tensor, target: Tensor) -> Tensor:
+            v = universal_perturbation(victim, space, x, NORM, np.random.default_rng(0), passes=PASSES, **options)
+            return space.snapped(x + v)
+
+        return attack
+
+    def art(x: Tensor, target: Tensor) -> Tensor:
+        inner = {"max_iter": 10, "epsilon": 0.02, "nb_grads": 10, "verbose": False}
+        return through_art(
+            there.evasion.UniversalPerturbation(
+                there.network, attacker_params=inner, max_iter=PASSES, eps=NORM, norm=2, batch_size=there.batch, verbose=False
+            ),
+            x,
+        )
+
+    settings = {
+        "ours, in floats": ours(floats),
+        "ours, 8 bits": ours(grid),
+        "ours, 8 bits, batch=1": ours(grid, batch=1),
+        "ours, 8 bits, gradient": ours(grid, algorithm="gradient"),
+    }
+    return Contest("UAP", settings, crossed, {"ART": art}, alone=False)
+
+
+CONTESTS = {"ipguard": ipguard, "deepfool": deepfools, "cw-l2": carlinis, "pgd": pgds, "uap": universals}
 
 
 def race(device: torch.device, runs: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, tuple[float, Tensor]]:
@@ -260,7 +291,8 @@ def hold(contest: Contest, victim: Victim, x: Tensor, target: Tensor, rounds: in
         runs[f"{name}, bare"] = partial(bare, victim.program, x, recorded.passes)
     first, ours = next(iter(contest.ours.items()))
     pieces = list(zip(x[:ALONE].split(1), target[:ALONE].split(1), strict=True))
-    runs[f"{first}, alone"] = lambda: torch.cat([ours(victim, *piece) for piece in pieces])
+    if contest.alone:
+        runs[f"{first}, alone"] = lambda: torch.cat([ours(victim, *piece) for piece in pieces])
     runs |= {name: partial(attack, x, target) for name, attack in contest.theirs.items()}
     times = race(victim.device, runs, rounds)
     print(f"{contest.name}, {len(x)} images")

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxaudit.craft.boundary import GREY_LEVEL, boundary_loss, boundary_points
 from onnxaudit.craft.data import Data, load_data
 from onnxaudit.craft.sample import Material
+from onnxaudit.craft.samplers.boundary import GREY_LEVEL, boundary_loss, boundary_points
 from onnxaudit.craft.victim import Victim, open_victim
 from onnxaudit.suspect import InputSpec
 from onnxaudit.zoo.training import Recipe, build, fit, to_pixels

@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onnxaudit.craft.adversarial import pgd, sample_adversarial, sample_certain_adversarial, sample_negative_adversarial
-from onnxaudit.craft.boundary import targets
-from onnxaudit.craft.carlini import carlini, sample_cw_l2
 from onnxaudit.craft.data import Data, load_data
-from onnxaudit.craft.deepfool import deepfool, sample_deepfool
-from onnxaudit.craft.gradient_sign import fgsm, igsm, sample_fgsm, sample_igsm
 from onnxaudit.craft.sample import Material, Sample
+from onnxaudit.craft.samplers.adversarial import pgd, sample_adversarial, sample_certain_adversarial, sample_negative_adversarial
+from onnxaudit.craft.samplers.boundary import targets
+from onnxaudit.craft.samplers.carlini import carlini, sample_cw_l2
+from onnxaudit.craft.samplers.deepfool import deepfool, sample_deepfool
+from onnxaudit.craft.samplers.gradient_sign import fgsm, igsm, sample_fgsm, sample_igsm
 from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import Victim, open_victim
 from onnxaudit.errors import UsageError

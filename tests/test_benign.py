@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onnxaudit.answers import Answers
-from onnxaudit.craft.benign import label_entropy, sample_benign
 from onnxaudit.craft.sample import Material
+from onnxaudit.craft.samplers.benign import label_entropy, sample_benign
 from onnxaudit.craft.victim import Victim
 from onnxaudit.schemes.information import mutual_information
 from onnxaudit.schemes.representations import ranks

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from onnxaudit.audit.crafting import CraftOptions, craft
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import load
-from onnxaudit.craft.boundary import boundary_loss, boundary_points, sample_boundary, walk_to_boundary
-from onnxaudit.craft.cutmix import cutmix, flipped
 from onnxaudit.craft.data import Data, load_data
-from onnxaudit.craft.natural import draw_controls, sample_negative
 from onnxaudit.craft.sample import Material
+from onnxaudit.craft.samplers.boundary import boundary_loss, boundary_points, sample_boundary, walk_to_boundary
+from onnxaudit.craft.samplers.cutmix import cutmix, flipped
+from onnxaudit.craft.samplers.natural import draw_controls, sample_negative
 from onnxaudit.craft.victim import Victim, open_victim
 from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.suspect import InputSpec

@@ -31,7 +31,13 @@ from onnxaudit_adapters.http.loopback import serve_onnx
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TEXTS = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "fixtures/README.md", "fixtures/qurd/README.md"))]
+TEXTS = [
+    *PAGES,
+    *(
+        ROOT / name
+        for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "fixtures/README.md", "fixtures/qurd/README.md")
+    ),
+]
 EXAMPLE = "https://example.com/v2/models/suspect"
 FIRST_SUSPECT = "fixtures/zoo/suspects/copy.onnx"
 FINDING = re.compile(r"\b(derived|not-shown|inconclusive)\b")

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onnxaudit.craft.activation import sample_activation_boundary
 from onnxaudit.craft.data import Data
-from onnxaudit.craft.inside import sample_gif_points, sample_neuron_fuzz
 from onnxaudit.craft.insight import insight, program_of
 from onnxaudit.craft.layers import activations, look_inside
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.sensitive import manc, sample_sensitive, sensitivity
+from onnxaudit.craft.samplers.activation import sample_activation_boundary
+from onnxaudit.craft.samplers.inside import sample_gif_points, sample_neuron_fuzz
+from onnxaudit.craft.samplers.sensitive import manc, sample_sensitive, sensitivity
 from onnxaudit.craft.victim import Victim, open_victim
 from onnxaudit.errors import UsageError
 from onnxaudit.registry import open_suspect

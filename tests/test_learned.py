@@ -17,11 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy import stats
 
 from onnxaudit.answers import Access, Answers
-from onnxaudit.craft.contrastive import contrastive_loss, fit_contrastive
 from onnxaudit.craft.data import load_data
-from onnxaudit.craft.fitting import Frozen, Vectors, fit_logistic, fit_verifier, fit_welch, frozen_network, perceptron
+from onnxaudit.craft.learning.contrastive import contrastive_loss, fit_contrastive
+from onnxaudit.craft.learning.fitting import Frozen, Vectors, fit_logistic, fit_verifier, fit_welch, frozen_network, perceptron
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.universal import sample_uap
+from onnxaudit.craft.samplers.universal import sample_uap
 from onnxaudit.craft.victim import open_victim
 from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.registry import open_suspect

@@ -129,7 +129,12 @@ def test_check_runs_what_was_learned_without_pytorch(learned: tuple[QueryBundle,
 )
 def test_what_is_missing_is_said_before_anything_is_trained(schemes: tuple[str, ...], more: dict[str, Path], words: str) -> None:
     options = CraftOptions(
-        victim=ZOO / "victim.pt", data=FIXTURES / "fashion/train.npz", schemes=schemes, queries=20, device="cpu", **more  # type: ignore[arg-type]
+        victim=ZOO / "victim.pt",
+        data=FIXTURES / "fashion/train.npz",
+        schemes=schemes,
+        queries=20,
+        device="cpu",
+        **more,  # type: ignore[arg-type]
     )
     with pytest.raises(UsageError, match=words):
         craft(options, Silent())

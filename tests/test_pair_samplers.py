@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from onnxaudit.answers import Answers
-from onnxaudit.craft.benign import sample_benign
 from onnxaudit.craft.data import Data
-from onnxaudit.craft.modeldiff import FAR, distance, partners, sample_modeldiff
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.subsampling import sample_negative_subsample, sample_subsample
+from onnxaudit.craft.samplers.benign import sample_benign
+from onnxaudit.craft.samplers.modeldiff import FAR, distance, partners, sample_modeldiff
+from onnxaudit.craft.samplers.subsampling import sample_negative_subsample, sample_subsample
 from onnxaudit.errors import UsageError
 from onnxaudit.schemes.representations import REPRESENTATIONS
 from onnxaudit.suspect import InputSpec

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import nn
 
-from onnxaudit.craft.conferrable import sample_conferrable
 from onnxaudit.craft.data import Data
-from onnxaudit.craft.meta import sample_meta
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.shared_errors import sample_shared_negative
-from onnxaudit.craft.transferable import _copies, sample_transferable
+from onnxaudit.craft.samplers.conferrable import sample_conferrable
+from onnxaudit.craft.samplers.meta import sample_meta
+from onnxaudit.craft.samplers.shared_errors import sample_shared_negative
+from onnxaudit.craft.samplers.transferable import _copies, sample_transferable
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import InputSpec, Queries
@@ -162,7 +162,7 @@ def test_conferrable_examples_confer_to_models_that_had_no_part_in_them(models: 
 
 def test_the_conferrable_loss_is_that_of_the_paper(models: Pool) -> None:
     """Against the formula, written out in NumPy for one point."""
-    from onnxaudit.craft.conferrable import _Ensemble
+    from onnxaudit.craft.samplers.conferrable import _Ensemble
 
     x = models.victim.pixels(models.data.x[:3])
     before = torch.tensor([[0.7] + [0.3 / 9] * 9] * 3)
@@ -290,7 +290,7 @@ def test_what_is_missing_is_said(models: Pool) -> None:
 
 
 def test_peers_without_gradients_are_named() -> None:
-    from onnxaudit.craft.peers import open_peers
+    from onnxaudit.craft.pools.peers import open_peers
 
     models = pool()
     files = sorted((FIXTURES / "zoo/references").glob("*.onnx"))[:2]

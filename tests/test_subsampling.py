@@ -12,7 +12,7 @@ from torch import nn
 from onnxaudit.answers import Access, Answers
 from onnxaudit.craft.data import Data
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.subsampling import hide, sample_negative_subsample, sample_subsample, segments_of
+from onnxaudit.craft.samplers.subsampling import hide, sample_negative_subsample, sample_subsample, segments_of
 from onnxaudit.schemes.representations import REPRESENTATIONS
 from onnxaudit.suspect import InputSpec
 from tests.material import SHAPE, as_victim, sampled, shipped

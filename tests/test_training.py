@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from onnxaudit.audit.crafting import CraftOptions, craft
 from onnxaudit.audit.progress import Silent
 from onnxaudit.craft.data import Data, load_data
-from onnxaudit.craft.references import TrainedReference, choose, split
+from onnxaudit.craft.pools.references import TrainedReference, choose, split
 from onnxaudit.errors import UsageError
 from onnxaudit.zoo.architectures import ARCHITECTURES
 from onnxaudit.zoo.training import Recipe, build, fit, to_pixels

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from onnxaudit.answers import Answers
 from onnxaudit.craft.data import Data, load_data
-from onnxaudit.craft.deepfool import PUSH
 from onnxaudit.craft.sample import Material, Sample
+from onnxaudit.craft.samplers.deepfool import PUSH
+from onnxaudit.craft.samplers.universal import fooling, fooling_rate, sample_uap, universal_perturbation
+from onnxaudit.craft.samplers.views import choose_views, embed
 from onnxaudit.craft.space import Space
-from onnxaudit.craft.universal import fooling, fooling_rate, sample_uap, universal_perturbation
 from onnxaudit.craft.victim import Victim, open_victim
-from onnxaudit.craft.views import choose_views, embed
 from onnxaudit.errors import UsageError
 from onnxaudit.schemes.representations import views as by_view
 from onnxaudit.suspect import InputSpec

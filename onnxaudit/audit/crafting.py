@@ -21,9 +21,9 @@ from onnxaudit.bundle import Manifest, ModelEntry, QueryBundle
 from onnxaudit.craft.conventions import conventions, find_convention, first_that_runs
 from onnxaudit.craft.data import Data, load_data
 from onnxaudit.craft.insight import insight, program_of
-from onnxaudit.craft.natural import draw_controls
-from onnxaudit.craft.references import split
+from onnxaudit.craft.pools.references import split
 from onnxaudit.craft.sample import Material
+from onnxaudit.craft.samplers.natural import draw_controls
 from onnxaudit.craft.victim import Victim, open_victim
 from onnxaudit.errors import UsageError
 from onnxaudit.evidence.calibration import STATISTIC

@@ -12,10 +12,10 @@ import numpy as np
 from onnxaudit.audit.calibrating import model_files
 from onnxaudit.audit.progress import Progress
 from onnxaudit.craft.data import Data
-from onnxaudit.craft.peers import has_gradients, open_peers
-from onnxaudit.craft.references import CLOSE, choose, train_references
+from onnxaudit.craft.pools.peers import has_gradients, open_peers
+from onnxaudit.craft.pools.references import CLOSE, choose, train_references
+from onnxaudit.craft.pools.surrogates import train_surrogates
 from onnxaudit.craft.sample import Peer
-from onnxaudit.craft.surrogates import train_surrogates
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.schemes.catalogue import Scheme

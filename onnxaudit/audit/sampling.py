@@ -25,7 +25,7 @@ from onnxaudit.suspect import Queries
 
 if TYPE_CHECKING:
     from onnxaudit.audit.crafting import CraftOptions
-    from onnxaudit.craft.fitting import Frozen
+    from onnxaudit.craft.learning.fitting import Frozen
 
 
 @dataclass(slots=True, eq=False)

@@ -96,9 +96,11 @@ DETECTORS: Mapping[str, Detector] = MappingProxyType(
         "jensen-shannon": Detector(jensen_shannon, frozenset({Kind.DISTRIBUTIONS})),
         "robd": Detector(robustness, representations=frozenset({"correct"})),
         "layer-distance": Detector(layer_distance, representations=frozenset({"layer-means"})),
-        "welch": Detector(welch, representations=frozenset({"views"}), floor=1.0, trainer="onnxaudit.craft.fitting:fit_welch"),
-        "contrastive": Detector(contrastive, NUMERIC, floor=0.15, trainer="onnxaudit.craft.contrastive:fit_contrastive"),
-        "verifier": Detector(verifier, NUMERIC, floor=1.0, trainer="onnxaudit.craft.fitting:fit_verifier"),
-        "logistic": Detector(logistic, floor=1.0, trainer="onnxaudit.craft.fitting:fit_logistic"),
+        "welch": Detector(
+            welch, representations=frozenset({"views"}), floor=1.0, trainer="onnxaudit.craft.learning.fitting:fit_welch"
+        ),
+        "contrastive": Detector(contrastive, NUMERIC, floor=0.15, trainer="onnxaudit.craft.learning.contrastive:fit_contrastive"),
+        "verifier": Detector(verifier, NUMERIC, floor=1.0, trainer="onnxaudit.craft.learning.fitting:fit_verifier"),
+        "logistic": Detector(logistic, floor=1.0, trainer="onnxaudit.craft.learning.fitting:fit_logistic"),
     }
 )

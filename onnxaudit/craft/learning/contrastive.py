@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onnxaudit.craft.fitting import Frozen, Vectors, check_pools, frozen_network, perceptron, spread
+from onnxaudit.craft.learning.fitting import Frozen, Vectors, check_pools, frozen_network, perceptron, spread
 from onnxaudit.errors import UsageError
 
 HIDDEN, ENCODED = 50, 20

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.craft.data import Data
-from onnxaudit.craft.natural import errors_of
 from onnxaudit.craft.sample import Material, Sample
+from onnxaudit.craft.samplers.natural import errors_of
 from onnxaudit.errors import UsageError
 
 

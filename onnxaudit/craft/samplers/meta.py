@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from onnxaudit.craft.distortions import distorted
-from onnxaudit.craft.peers import needed_references, needed_surrogates
+from onnxaudit.craft.pools.peers import needed_references, needed_surrogates
 from onnxaudit.craft.sample import Material, Peer, Sample
+from onnxaudit.craft.samplers.distortions import distorted
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 

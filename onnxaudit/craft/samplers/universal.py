@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxaudit.craft.attacks import cross_entropy_pull, input_gradient, spread
-from onnxaudit.craft.deepfool import deepfool
 from onnxaudit.craft.sample import Material, Sample
+from onnxaudit.craft.samplers.attacks import cross_entropy_pull, input_gradient, spread
+from onnxaudit.craft.samplers.deepfool import deepfool
+from onnxaudit.craft.samplers.views import choose_views, embed
 from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import Victim
-from onnxaudit.craft.views import choose_views, embed
 from onnxaudit.errors import UsageError
 
 Step: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxaudit.craft.natural import errors_of
-from onnxaudit.craft.peers import labels_of, needed_references, needed_surrogates
+from onnxaudit.craft.pools.peers import labels_of, needed_references, needed_surrogates
 from onnxaudit.craft.sample import Material, Sample
+from onnxaudit.craft.samplers.natural import errors_of
 from onnxaudit.errors import UsageError
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onnxaudit.craft.data import Data
-from onnxaudit.craft.references import DIFFERENTIABLE, save_network, save_uint8_onnx
+from onnxaudit.craft.pools.references import DIFFERENTIABLE, save_network, save_uint8_onnx
 from onnxaudit.craft.victim import BATCH, Victim, copy_of
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries

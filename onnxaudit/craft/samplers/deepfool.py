@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxaudit.craft.attacks import as_asked, input_gradient, joined, per_point, shortfall, spread, starts_of, successes
-from onnxaudit.craft.boundary import targets
 from onnxaudit.craft.sample import Material, Sample
+from onnxaudit.craft.samplers.attacks import as_asked, input_gradient, joined, per_point, shortfall, spread, starts_of, successes
+from onnxaudit.craft.samplers.boundary import targets
 from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import BATCH, Victim
 from onnxaudit.errors import UsageError

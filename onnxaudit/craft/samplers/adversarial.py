@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onnxaudit.craft.attacks import as_asked, cross_entropy_pull, input_gradient, on_grid, spread
-from onnxaudit.craft.natural import errors_of
 from onnxaudit.craft.sample import Material, Sample
+from onnxaudit.craft.samplers.attacks import as_asked, cross_entropy_pull, input_gradient, on_grid, spread
+from onnxaudit.craft.samplers.natural import errors_of
 from onnxaudit.craft.space import GREY_LEVELS, Space
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError

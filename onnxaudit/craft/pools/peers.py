@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onnxaudit.craft.references import DIFFERENTIABLE
+from onnxaudit.craft.pools.references import DIFFERENTIABLE
 from onnxaudit.craft.sample import Material, Peer
 from onnxaudit.craft.victim import BATCH, Victim, open_victim
 from onnxaudit.errors import UsageError

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnxaudit.craft.peers import labels_of, needed_references
+from onnxaudit.craft.pools.peers import labels_of, needed_references
 from onnxaudit.craft.sample import Material, Sample
 from onnxaudit.craft.side_by_side import side_by_side
 from onnxaudit.craft.space import Space

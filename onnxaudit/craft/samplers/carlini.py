@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxaudit.craft.attacks import as_asked, input_gradient, on_grid, shortfall, spread, starts_of, successes
-from onnxaudit.craft.boundary import BETA1, BETA2, EPSILON, targets
-from onnxaudit.craft.boundary import median_margin
 from onnxaudit.craft.sample import Material, Sample
+from onnxaudit.craft.samplers.attacks import as_asked, input_gradient, on_grid, shortfall, spread, starts_of, successes
+from onnxaudit.craft.samplers.boundary import BETA1, BETA2, EPSILON, median_margin, targets
 from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxaudit.craft.attacks import as_asked, cross_entropy_pull, input_gradient, on_grid, spread, starts_of
-from onnxaudit.craft.boundary import targets
 from onnxaudit.craft.sample import Material, Sample
+from onnxaudit.craft.samplers.attacks import as_asked, cross_entropy_pull, input_gradient, on_grid, spread, starts_of
+from onnxaudit.craft.samplers.boundary import targets
 from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError

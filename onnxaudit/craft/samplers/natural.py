@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxaudit.craft.cutmix import cutmix, flipped
 from onnxaudit.craft.data import Data
 from onnxaudit.craft.sample import Material, Sample
+from onnxaudit.craft.samplers.cutmix import cutmix, flipped
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries

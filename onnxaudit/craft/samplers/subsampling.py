@@ -10,8 +10,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxaudit.craft.natural import errors_of
 from onnxaudit.craft.sample import Material, Sample
+from onnxaudit.craft.samplers.natural import errors_of
 from onnxaudit.errors import UsageError, missing_extra
 
 KERNEL_SIZE, RATIO, MAX_DISTANCE = 4, 0.2, 200

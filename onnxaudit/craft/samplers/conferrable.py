@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onnxaudit.craft.peers import needed_references, needed_surrogates
+from onnxaudit.craft.pools.peers import needed_references, needed_surrogates
 from onnxaudit.craft.sample import Material, Peer, Sample
 from onnxaudit.craft.side_by_side import side_by_side
 from onnxaudit.craft.space import Space

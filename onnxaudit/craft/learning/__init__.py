@@ -1,0 +1,1 @@
+"""Detectors that are learned while crafting, and frozen (torch)."""

@@ -1,0 +1,1 @@
+"""Models other than the victim: opened from files, or trained, as references and surrogates (torch)."""
