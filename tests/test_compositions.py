@@ -88,14 +88,61 @@ def test_what_learns_needs_models_to_learn_from() -> None:
         ("negative+labels+robd", "robd does not compare labels"),
         ("sac-m:box", "name:key=value"),
         ("sac-m:colour=red", "has no parameter 'colour'"),
-        ("sac-m:epsilon=much", "epsilon must be like 0.1"),
-        ("negative:fill=3+labels+hamming", "fill must be like 'cutmix'"),
+        ("sac-m:epsilon=much", "epsilon must be a finite number, as 0.1, not 'much'"),
+        ("negative:fill=3+labels+hamming", "fill must be a word, as 'cutmix', not 3"),
+        ("sac-m:epsilon=nan", "epsilon must be a finite number"),
+        ("sac-m:epsilon=1e999", "epsilon must be a finite number"),
+        ("sac-m:normalise=1", "normalise must be true or false, not 1"),
+        ("sac-m:epsilon=true", "epsilon must be a finite number, as 0.1, not True"),
+        ("modelgif:baseline=nan", "baseline must be a finite number"),
+        ("modelgif:nodes=inf", "nodes must be a whole number, as 10, not inf"),
+        ("boundary+topk:k=2.5+hamming", "k must be a whole number, as 3, not 2.5"),
+        ("fbi:k=2.5", "k must be a whole number, as 5, not 2.5"),
+        ("ipguard-tl:iterations=1.5", "iterations must be a whole number, as 1000"),
+        ("ipguard-tl:iterations=true", "iterations must be a whole number, as 1000"),
+        ("ipguard-tl:k=wide", "k must be a finite number, not 'wide'"),
+        ("ipguard-tl:k=-inf", "k must be a finite number"),
+        ("zest:views=2.5", "views must be a whole number, as 10, not 2.5"),
         ("negative+labels:k=3+hamming", "labels has no parameter 'k'"),
     ],
 )
 def test_what_makes_no_scheme_is_refused_in_words(text: str, words: str) -> None:
-    with pytest.raises(UsageError, match=words.replace("+", r"\+")):
+    with pytest.raises(UsageError, match=words.replace("+", r"\+")) as refused:
         schemes(text)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_whole_number_is_a_float_too_and_spaces_do_not_count() -> None:
+    (found,) = schemes("sac-m:epsilon=1")
+    assert found.representing == {"epsilon": 1}
+    (spaced,) = schemes(" boundary : k = 5 , start=random + topk:k=2 +hamming ")
+    assert spaced.name == "boundary:k=5,start=random+topk:k=2+hamming"
+    assert (spaced.sampling, spaced.representing) == ({"k": 5, "start": "random"}, {"k": 2})
+    (named,) = schemes(" akh ")
+    assert named is CATALOGUE["akh"]
+
+
+@pytest.mark.parametrize(
+    ("plain", "more"),
+    [
+        ("sac-w", "keep_if_references=right"),
+        ("afa", "unlike_references=true"),
+        ("modelgif", "select=distant"),
+        ("fbi", "rule=entropy"),
+    ],
+)
+def test_some_parameters_make_a_scheme_need_references(plain: str, more: str) -> None:
+    (without,), (needy,) = schemes(plain), schemes(f"{plain}:{more}")
+    assert Need.REFERENCES not in without.needs
+    assert needy.needs == without.needs | Need.REFERENCES
+    other = more.replace("=right", "=").replace("true", "false").replace("distant", "random").replace("entropy", "mixed")
+    (same,) = schemes(f"{plain}:{other}")
+    assert same.needs == without.needs
+
+
+def test_points_that_start_from_data_need_data() -> None:
+    assert Need.DATA in CATALOGUE["ipguard-tl"].needs
+    assert Need.DATA not in CATALOGUE["ipguard-rl"].needs
 
 
 def test_there_are_more_compositions_than_the_hundred_of_qurd() -> None:

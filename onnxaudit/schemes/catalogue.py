@@ -32,12 +32,10 @@ class Scheme:
 
     @property
     def needs(self) -> Need:
-        """What crafting it takes: what its sampler needs, and for a learned detector models to learn from."""
+        """What crafting it takes: what its sampler needs with these parameters; for a learned detector also models to learn from."""
         needs = SAMPLERS[self.sampler].needs
-        if self.sampling.get("start") == "training":
-            needs |= Need.DATA
-        if self.sampling.get("rule") == "entropy":
-            needs |= Need.REFERENCES
+        for given in self.sampling.items():
+            needs |= _FURTHER.get(given, Need.NOTHING)
         return needs | Need.SURROGATES | Need.REFERENCES if DETECTORS[self.detector].trainer else needs
 
     @property
@@ -45,6 +43,18 @@ class Scheme:
         """The access that its representation is made for, or what it looks at inside."""
         part = REPRESENTATIONS[self.representation]
         return part.inside or part.access.word
+
+
+_FURTHER: Mapping[tuple[str, Any], Need] = MappingProxyType(
+    {
+        ("start", "training"): Need.DATA,
+        ("rule", "entropy"): Need.REFERENCES,
+        ("keep_if_references", "right"): Need.REFERENCES,
+        ("unlike_references", True): Need.REFERENCES,
+        ("select", "distant"): Need.REFERENCES,
+    }
+)
+"""What values of samplers' parameters need beyond what the sampler does."""
 
 
 def _from(start: str, target: str) -> Mapping[str, Any]:
@@ -105,7 +115,7 @@ CATALOGUE: Mapping[str, Scheme] = MappingProxyType(
 )
 
 ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType({"ipguard": ("ipguard-tl",)})
-"""Names for others. The scheme of a paper that takes two statistics of the same queries stands for both."""
+"""Other names, and the schemes that each stands for."""
 
 RESERVED: Mapping[str, str] = MappingProxyType(
     {"ewe": "a watermark: it changes how the victim is trained, so it cannot be crafted from a victim that exists"}

@@ -9,7 +9,9 @@ boundary:k=5+topk:k=3+hamming          the same with parameters of its parts
 from __future__ import annotations
 
 import inspect
+import math
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,7 +23,11 @@ from onnxaudit.schemes.samplers import SAMPLERS, Sampler
 
 
 def schemes(text: str) -> list[Scheme]:
-    """What one ``--scheme`` names; an alias may stand for several. Raises UsageError, saying what there is."""
+    """What one ``--scheme`` names; an alias may stand for several. Raises UsageError, saying what there is.
+
+    Spaces around names, signs and values do not count.
+    """
+    text = re.sub(r"\s*([+:,=])\s*", r"\1", text.strip())
     return [_composition(text)] if "+" in text else _named(text)
 
 
@@ -111,14 +117,27 @@ def _checked(scheme: Scheme) -> Scheme:
 
 
 def check_known(name: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Raise UsageError for a parameter that a part does not have, or a value of another type than its default."""
+    """Raise UsageError for a parameter that a part does not have, or a value of another type than its default.
+
+    A float may be written as a whole number, and must be finite. What has no default, None, is a number.
+    """
     for key, value in given.items():
         if key not in known:
             raise UsageError(f"{name} has no parameter {key!r}", f"It has: {', '.join(known) or 'none'}.")
-        default = known[key]
-        number = isinstance(value, int | float) and isinstance(default, int | float) and not isinstance(value, bool)
-        if default is not None and not number and type(value) is not type(default):
-            raise UsageError(f"{name}: {key} must be like {default!r}, not {value!r}")
+        if not _alike(value, known[key]):
+            raise UsageError(f"{name}: {key} must be {_kind(known[key])}, not {value!r}")
+
+
+def _alike(value: Any, default: Any) -> bool:
+    if default is None or type(default) is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is type(default)
+
+
+def _kind(default: Any) -> str:
+    """What a parameter with this default takes, in words."""
+    kinds = {type(None): "a finite number", float: f"a finite number, as {default}", int: f"a whole number, as {default}"}
+    return kinds.get(type(default)) or ("true or false" if isinstance(default, bool) else f"a word, as {default!r}")
 
 
 def _parsed(text: str) -> tuple[str, dict[str, Any]]:
