@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 
 def joint_counts(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.int64]:
-    """How often each pair of categories occurs in two arrays of as many whole numbers, (a, b), counted from the least of each."""
+    """How often each pair of categories occurs in two arrays of as many whole numbers: (p,), only for the p pairs that do occur.
+
+    Its size does not depend on how many categories there might be. In the order of the pairs.
+    """
     first, second = one.astype(np.int64).ravel(), two.astype(np.int64).ravel()
-    first, second = first - first.min(), second - second.min()
-    rows, columns = int(first.max()) + 1, int(second.max()) + 1
-    return np.bincount(first * columns + second, minlength=rows * columns).reshape(rows, columns)
+    second = second - second.min()
+    return occurrences((first - first.min()) * (int(second.max()) + 1) + second)
+
+
+def occurrences(categories: NDArray[Any]) -> NDArray[np.int64]:
+    """How often each value occurs that does, (values,), in their order; ``np.unique`` takes long to import what it needs."""
+    values = np.sort(categories, axis=None)
+    begins = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+    return np.diff(begins, append=len(values))
 
 
 def entropy(counts: NDArray[np.int64]) -> float:
-    """Plug-in entropy in nats of a table of counts."""
+    """Plug-in entropy in nats of counts."""
     shares = counts[counts > 0] / counts.sum()
     return -float((shares * np.log(shares)).sum())
 
@@ -25,10 +36,9 @@ def mutual_information(victim: NDArray[np.float64], suspect: NDArray[np.float64]
 
     Plug-in, so biased upwards where there are many categories for few queries: give it ranks or few classes.
     """
-    counts = joint_counts(victim, suspect)
-    one, two = entropy(counts.sum(axis=1)), entropy(counts.sum(axis=0))
+    one, two = entropy(occurrences(victim)), entropy(occurrences(suspect))
     least = min(one, two)
-    return min(1.0, max(0.0, (one + two - entropy(counts)) / least)) if least > 0 else float("nan")
+    return min(1.0, max(0.0, (one + two - entropy(joint_counts(victim, suspect))) / least)) if least > 0 else float("nan")
 
 
 def jensen_shannon(victim: NDArray[np.float64], suspect: NDArray[np.float64]) -> float:
