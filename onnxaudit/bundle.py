@@ -26,6 +26,8 @@ MAX_BYTES = 2 << 30
 MAX_HEADER = 16 << 20
 MAX_CLASSES = 1_000_000
 MAX_GRAPH = 16 << 20
+TABLES = ("mask", "sizes")
+"""Columns that have several numbers a query."""
 ROLES = ("victim", "reference", "training", "sibling", "surrogate")
 """training: a reference that a sampler or a learned detector was made with. It must never calibrate."""
 
@@ -257,10 +259,13 @@ def _graph(tensor: NDArray[Any], where: str) -> bytes:
 
 
 def _fits(bundle: QueryBundle, entry: SchemeEntry) -> bool:
-    """Whether a scheme's columns are there, one row a query."""
-    known = [bundle.columns.get(entry.column(name)) for name in entry.columns]
+    """Whether a scheme's columns are there: one row a query, and one number a row but for ``TABLES``."""
+    known = {name: bundle.columns.get(entry.column(name)) for name in entry.columns}
     length = entry.rows[1] - entry.rows[0]
-    return all(c is not None and c.ndim in (1, 2) and len(c) == length and c.dtype.kind in "biuf" for c in known)
+    return all(
+        column is not None and column.ndim == 1 + (name in TABLES) and len(column) == length and column.dtype.kind in "biuf"
+        for name, column in known.items()
+    )
 
 
 def _check(bundle: QueryBundle, where: str) -> None:
