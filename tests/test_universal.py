@@ -189,11 +189,10 @@ def test_at_least_as_many_are_fooled_as_by_art_in_no_more_time(material: Materia
     seconds = time.process_time() - started
     random.setstate(state)
     started = time.process_time()
-    ours = universal_perturbation(victim, space, shown, xi, np.random.default_rng(0), delta=0.0, passes=10, batch=40)
+    ours = universal_perturbation(victim, space, shown, xi, np.random.default_rng(0), delta=0.0, passes=10)
     assert time.process_time() - started < seconds
     noise = torch.from_numpy(theirs.noise)
     assert float(noise.norm()) <= xi * (1 + 1e-5)
-    print([(fooling_rate(victim, space, part, v)) for part in (shown, aside) for v in (ours, noise)], seconds)
     for part in (shown, aside):
         assert fooling_rate(victim, space, part, ours) >= fooling_rate(victim, space, part, noise)
 
@@ -292,7 +291,7 @@ def test_views_come_one_after_the_other_in_pairs_without_and_with_the_perturbati
 def test_a_perturbation_fools_images_that_it_was_never_shown(material: Material, algorithm: str) -> None:
     """The share that was asked for, or nearly, of images of another file, as uint8."""
     fooled: list[float] = []
-    search = {"norm": "l2", "delta": 0.2, "algorithm": algorithm, "passes": 10, "batch": None}
+    search = {"norm": "l2", "delta": 0.2, "algorithm": algorithm, "passes": 10, "batch": 32}
     found = fooling(material, np.random.default_rng(2), None, 200, fooled.append, **search)
     assert fooled[-1] == found.rate >= 0.8
     assert max(fooled[:-1], default=0) < 0.8  # no smaller radius of the grid would do

@@ -29,8 +29,8 @@ START, GROWTH, GROWTHS = 0.1, 1.25, 11
 """The grid of radii: from a tenth of the mean norm of an input, by a quarter each time, to a little more than that norm."""
 STRIDE = 0.1
 """Step of gradient ascent, in units of the radius."""
-USUAL = {"deepfool": (128, 1), "gradient": (32, 5)}
-"""By algorithm: inputs of a batch, and passes for each radius of the grid; a gradient costs much less than DeepFool."""
+PASSES = {"deepfool": 1, "gradient": 5}
+"""By algorithm: passes for each radius of the grid; a gradient costs much less than DeepFool."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +71,7 @@ def sample_uap(
     embedding: str = "logits",
     inputs: int = 500,
     passes: int = 10,
-    batch: int | None = None,
+    batch: int = 32,
 ) -> Sample:
     """Views of pairs of an input and the same with a universal perturbation (FUAP section 4.2), view by view, at most n queries.
 
@@ -87,7 +87,7 @@ def sample_uap(
         )
     if len(material.inputs()) < FEWEST:
         raise UsageError(f"{len(material.inputs())} inputs are too few for a universal perturbation", f"Give at least {FEWEST}.")
-    if not 0 <= delta < 1 or (xi is not None and xi <= 0) or min(inputs - FEWEST + 1, passes, 1 if batch is None else batch) < 1:
+    if not 0 <= delta < 1 or (xi is not None and xi <= 0) or min(inputs - FEWEST + 1, passes, batch) < 1:
         raise UsageError(f"delta={delta}, xi={xi}, inputs={inputs}, passes={passes} or batch={batch} is out of range")
     chosen = choose_views(embed(material, embedding), n // (2 * views), views, rng, pool)
     search = {"norm": norm, "delta": delta, "algorithm": algorithm, "passes": passes, "batch": batch}
@@ -127,7 +127,7 @@ def fooling(
     judges, shown = known[: len(order) // ASIDE], known[len(order) // ASIDE :]
     found = Found(torch.zeros_like(shown[:1]), 0.0, 0.0)
     if xi is None:
-        search["passes"] = USUAL.get(search["algorithm"], (1, 1))[1]
+        search["passes"] = PASSES.get(search["algorithm"], 1)
     for radius in _radii(space, shown, search["norm"]) if xi is None else [xi]:
         v = universal_perturbation(victim, space, shown, radius, rng, found.v * GROWTH, judges, **search)
         found = Found(v, radius, fooling_rate(victim, space, judges, v))
@@ -152,7 +152,7 @@ def universal_perturbation(
     delta: float = 0.2,
     algorithm: str = "deepfool",
     passes: int = 10,
-    batch: int | None = None,
+    batch: int = 32,
     overshoot: float = 0.02,
     iterations: int = 10,
     classes: int = 10,
@@ -161,12 +161,12 @@ def universal_perturbation(
 
     x: (n, ...) in the space; xi in units of its width. algorithm "deepfool" (Moosavi-Dezfooli et al. 2017): ``passes`` times over
     all x, in random order and ``batch`` at a time, add up the DeepFool steps of those that are not fooled yet, where they
-    converge, and project; batch=1 is the paper's order, larger ones (None: 128) are faster and fool more. "gradient": ascend the
-    mean cross-entropy of a batch (None: 32) by steps of a tenth of xi. Ends when 1 - delta of ``judges`` (None: x) are fooled; of
-    the perturbations after each pass, and ``start``, the one that fools most is returned. overshoot, iterations, classes: of
+    converge, and project; batch=1 is the paper's order, more at a time are faster and fool about as many. "gradient": ascend the
+    mean cross-entropy of a batch by steps of a tenth of xi. Ends when 1 - delta of ``judges`` (None: x) are fooled; of the
+    perturbations after each pass, and ``start``, the one that fools most is returned. overshoot, iterations, classes: of
     DeepFool, as in the authors' code. Raises UsageError for another norm or algorithm.
     """
-    if algorithm not in USUAL:
+    if algorithm not in PASSES:
         raise UsageError(f"algorithm={algorithm!r} is not known", "Use deepfool or gradient.")
     if norm not in ("l2", "linf"):
         raise UsageError(f"norm={norm!r} is not known", "Use l2 or linf.")
@@ -193,7 +193,7 @@ def universal_perturbation(
     for _ in range(passes):
         if most >= 1 - delta:
             break
-        for part in torch.from_numpy(rng.permutation(len(x))).to(x.device).split(batch or USUAL[algorithm][0]):
+        for part in torch.from_numpy(rng.permutation(len(x))).to(x.device).split(batch):
             v = step(x[part], labels[part], v)
         if (rate := fooling_rate(victim, space, judges, v)) > most:
             best, most = v, rate
