@@ -236,6 +236,70 @@ def test_models_that_show_nothing_say_so(tmp_path: Path) -> None:
         assert suspect.inside("gradients", queries) is None
 
 
+class InPlace(nn.Module):
+    """Normalises what it is given where it lies, or beside it."""
+
+    def __init__(self, size: int, beside: bool) -> None:
+        super().__init__()
+        self.beside = beside
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.hidden, self.last = nn.Linear(size, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone() if self.beside else x
+        x.sub_(0.5)
+        x[:, 0] = 0.1
+        scores: Tensor = self.last(self.hidden(x.flatten(1)).relu())
+        return scores
+
+
+@pytest.mark.parametrize("kind", ["gradients", "layers"])
+@pytest.mark.parametrize("vectors", [False, True])
+@pytest.mark.parametrize("compiled", [torch.jit.script, torch.jit.trace])
+def test_programs_that_work_in_place_show_what_others_do(
+    kind: str, vectors: bool, compiled: Callable[..., Any], tmp_path: Path
+) -> None:
+    queries: Queries = colour_queries(5)
+    queries = np.random.default_rng(0).random((5, 8), np.float32) if vectors else queries
+    spec, example = (InputSpec((8,), layout="NC"), torch.rand(2, 8)) if vectors else (SPEC, torch.rand(2, 3, 8, 8))
+    seen = []
+    for beside in (False, True):
+        module, path = InPlace(8 if vectors else 192, beside).eval(), tmp_path / f"{beside}.pt"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(compiled(module, example) if compiled is torch.jit.trace else compiled(module), str(path))
+        with open_suspect(Target(str(path), spec, 4)) as suspect:
+            seen.append(suspect.inside(kind, queries))
+    there, beside_it = seen
+    assert there is not None
+    assert beside_it is not None
+    np.testing.assert_allclose(there, beside_it, rtol=1e-3, atol=1e-4)
+
+
+class Spoilt(nn.Module):
+    """Its answers can be had, its gradients cannot: what they need is overwritten, or they are not finite."""
+
+    def __init__(self, overwrite: bool) -> None:
+        super().__init__()
+        self.overwrite, self.dense = overwrite, nn.Linear(192, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        said: Tensor = self.dense(x.flatten(1))
+        return said.exp().mul_(2) if self.overwrite else said + (said - said).sqrt()
+
+
+@pytest.mark.parametrize(("overwrite", "why"), [(True, "cannot be differentiated: .*inplace"), (False, "not finite")])
+def test_programs_whose_gradients_fail_do_not_show_them(overwrite: bool, why: str, tmp_path: Path) -> None:
+    queries, module = colour_queries(5), Spoilt(overwrite).eval()
+    with pytest.raises(UsageError, match=why) as refused:
+        insight("gradients", Program(module, SPEC, CPU, 4), queries)
+    assert "\n" not in str(refused.value)
+    with open_suspect(Target(str(save_torchscript(tmp_path / "m.pt", module)), SPEC, 4)) as suspect:
+        assert suspect.inside("gradients", queries) is None
+        assert suspect.ask(queries).scores is not None
+
+
 def test_sketches_keep_cosines_and_sums() -> None:
     rng = torch.Generator().manual_seed(0)
     a = torch.randn(40, 5000, generator=rng)

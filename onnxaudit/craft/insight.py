@@ -42,7 +42,7 @@ class Program:
         """``read`` of what the program takes, for all rows of canonical values x (see ``encode``), in batches that it takes."""
         parts = []
         for part in x.split(self.batch or self.most):
-            encoded = encode(self.spec, part)
+            encoded = encode(self.spec, part).clone()  # for a program that works in place
             encoded = encoded if self.dims is None else encoded.reshape(len(part), *self.dims)
             short = max(self.batch or 0, self.least) - len(part)
             if short > 0:
@@ -63,12 +63,15 @@ def program_of(victim: Victim) -> Program:
 def insight(kind: str, program: Program, queries: Queries, **parameters: Any) -> Insight:
     """What a program shows to canonical queries, one row each: see ``INSIGHTS`` for the kinds and their parameters.
 
-    Raises UsageError, saying why, where the program does not show it.
+    Raises UsageError, saying why, where the program does not show it, or what it shows is not finite.
     """
     for weight in program.call.parameters() if isinstance(program.call, torch.nn.Module) else ():
         weight.requires_grad_(False)
     with torch.enable_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-        return INSIGHTS[kind](program, queries, **parameters)
+        seen = INSIGHTS[kind](program, queries, **parameters)
+    if not np.isfinite(seen).all():
+        raise UsageError(f"the model's {kind} are not finite")
+    return seen
 
 
 def layers(program: Program, queries: Queries) -> Insight:
@@ -128,17 +131,23 @@ def gradients(
 def path_terms(logits: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, nodes: int) -> Tensor:
     """(x - start) * dF/dx at each Gauss-Legendre node on the line from start (1, …) to x, (n, nodes, values).
 
-    F: the logit of the class that is largest at x. Raises UsageError where the function has no gradient.
+    F: the logit of the class that is largest at x. Raises UsageError where the function has no gradient, or cannot be
+    differentiated though it can be called.
     """
     places = torch.from_numpy((np.polynomial.legendre.leggauss(nodes)[0] + 1) / 2).to(x)
     with torch.no_grad():
         own = logits(x).argmax(1)
     way = (x - start)[:, None]
     points = (start + places.reshape(1, -1, *[1] * (x.ndim - 1)) * way).flatten(0, 1).requires_grad_(True)
-    chosen = logits(points).gather(1, own.repeat_interleave(nodes)[:, None]).sum()
-    if not chosen.requires_grad:
-        raise UsageError("the model has no gradient")
-    (slope,) = torch.autograd.grad(chosen, points)
+    try:
+        chosen = logits(points).gather(1, own.repeat_interleave(nodes)[:, None]).sum()
+        if not chosen.requires_grad:
+            raise UsageError("the model has no gradient")
+        (slope,) = torch.autograd.grad(chosen, points)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # it ran without gradients a moment ago
+        raise UsageError(f"the model cannot be differentiated: {str(error).partition(chr(10))[0][:200]}") from error
     return (way * slope.reshape(len(x), nodes, *x.shape[1:])).flatten(2)
 
 

@@ -32,7 +32,7 @@ class Scheme:
 
     @property
     def needs(self) -> Need:
-        """What crafting it takes: what its sampler needs with these parameters; for a learned detector also models to learn from."""
+        """What crafting it takes: what its sampler needs with these parameters, and for a learned detector models as well."""
         needs = SAMPLERS[self.sampler].needs
         for given in self.sampling.items():
             needs |= _FURTHER.get(given, Need.NOTHING)
