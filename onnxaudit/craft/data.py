@@ -93,6 +93,10 @@ def _read_folder(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | Non
 
 
 def _data(x: NDArray[Any], y: NDArray[Any] | None, names: tuple[str, ...], where: str) -> Data:
+    if not x.size:
+        raise UsageError(f"{where} holds no inputs")
+    if x.dtype.kind not in "biuf":
+        raise UsageError(f"{where}: x must be numbers, not {x.dtype}")
     canonical = _canonical(x, where)
     labels = None
     if y is not None:
@@ -105,7 +109,11 @@ def _data(x: NDArray[Any], y: NDArray[Any] | None, names: tuple[str, ...], where
 
 def _canonical(x: NDArray[Any], where: str) -> Queries:
     if x.ndim == 2:
-        return np.ascontiguousarray(x, dtype=np.float32)
+        with np.errstate(over="ignore"):
+            vectors = np.ascontiguousarray(x, dtype=np.float32)
+        if not np.isfinite(vectors).all():
+            raise UsageError(f"{where}: x holds values that are not finite numbers", "Replace or leave out what is missing.")
+        return vectors
     if x.ndim == 3:
         x = x[..., None]
     if x.ndim != 4:
