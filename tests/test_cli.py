@@ -451,6 +451,34 @@ def test_check_works_where_the_torch_extra_is_not_installed(crafted_path: Path, 
     assert (done.returncode, document(done)["finding"], done.stderr) == (10, "derived", "")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--grid", "--queries", "100"], r"--grid has several.*--budgets"),
+        (["--budgets", "10,20"], r"--budgets is for --grid"),
+        (["--grid", "--budgets", ""], r"--budgets '' is not a list"),
+        (["--grid", "--scheme", "akh"], r"--grid takes every composition"),
+    ],
+)
+def test_options_of_bench_that_exclude_each_other_are_refused(folder: Path, arguments: list[str], said: str) -> None:
+    honest(folder / "m.onnx")
+    kinds = ("positive", "negative", "reference")
+    entries = [{"file": "m.onnx", "kind": kind, "task": "any"} for kind in kinds]
+    (folder / "zoo.json").write_text(json.dumps(entries))
+    assert_error(run("bench", "zoo.json", "--victim", "m.onnx", *arguments, cwd=folder), 2, said)
+
+
+def test_bench_chooses_schemes_that_suit_vectors_and_data_without_labels(tmp_path: Path) -> None:
+    python(Path(__file__).parent / "tabular_zoo.py", tmp_path, "5", cwd=tmp_path).check_returncode()
+    with np.load(tmp_path / "table.npz") as table:
+        x = table["x"]
+    np.savez(tmp_path / "table.npz", x=x)
+    done = run("bench", "zoo.json", "--victim", "victim.pt", "--data", "table.npz", "--queries", "10", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "bench/results.json").read_text())
+    assert {row["scheme"] for row in results["rows"]} == {"ipguard-tl", "random", "combined"}
+
+
 @pytest.mark.parametrize("command", ["craft", "bench", "check"])
 def test_a_command_without_its_extra_says_what_to_install(folder: Path, command: str) -> None:
     shutil.copyfile(ZOO / "victim.pt", folder / "m.pt")

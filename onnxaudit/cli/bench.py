@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onnxaudit.audit.crafting import CraftOptions
     from onnxaudit.zoo.manifest import ZooEntry
 
-BUDGETS = "10,20,50,100,200"
+QUERIES, BUDGETS = 100, "10,20,50,100,200"
 
 
 def bench(
@@ -22,14 +22,14 @@ def bench(
     victim: Annotated[Path, typer.Option(help="The victim.")],
     data: Annotated[Path | None, typer.Option(help="Its data, as for craft.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(help="As for craft; may be repeated. Default: auto and random.")] = None,
-    queries: Annotated[int, typer.Option(help="Queries a scheme.")] = 100,
+    queries: Annotated[int | None, typer.Option(help=f"Queries a scheme. Default: {QUERIES}.")] = None,
     access: Annotated[list[str] | None, typer.Option(help="Access levels. Default: logits and label.")] = None,
     surrogates: Annotated[Path | None, typer.Option(help="As for craft.")] = None,
     train_surrogates: Annotated[int, typer.Option(help="As for craft.")] = 0,
     grid: Annotated[
         bool, typer.Option("--grid", help="Every valid composition of parts, at the first access level, by TPR@5%.")
     ] = False,
-    budgets: Annotated[str, typer.Option(help="Numbers of queries of the grid.")] = BUDGETS,
+    budgets: Annotated[str | None, typer.Option(help=f"Numbers of queries of the grid. Default: {BUDGETS}.")] = None,
     seed: Annotated[int, typer.Option(help="As for craft.")] = 0,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for results and plots.")] = Path("bench"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -46,6 +46,11 @@ def bench(
         raise missing_extra(error.name or "PyTorch", "torch") from None
     if grid and scheme:
         raise UsageError("--grid takes every composition", "Leave out --scheme.")
+    if grid and queries is not None:
+        raise UsageError("--grid has several numbers of queries", "Give --budgets instead of --queries.")
+    if budgets is not None and not grid:
+        raise UsageError("--budgets is for --grid", "Give --queries, or --grid too.")
+    counts = parse_counts(BUDGETS if budgets is None else budgets, "--budgets")
     accesses = list(dict.fromkeys(access or ["logits", "label"]))
     for level in accesses:
         parse_access(level)
@@ -53,7 +58,7 @@ def bench(
     options = CraftOptions(
         victim=victim,
         data=data,
-        queries=max(parse_counts(budgets, "--budgets")) if grid else queries,
+        queries=counts[-1] if grid else QUERIES if queries is None else queries,
         reference_files=[Path(entry.file) for entry in entries if entry.kind == "reference"],
         surrogates=surrogates,
         train_surrogates=train_surrogates,
@@ -65,7 +70,7 @@ def bench(
     try:
         output.mkdir(parents=True, exist_ok=True)
         if grid:
-            said = _grid(options, entries, accesses[0], parse_counts(budgets, "--budgets"), output, console)
+            said = _grid(options, entries, accesses[0], counts, output, console)
         else:
             said = _bench(options, scheme, entries, accesses, zoo.name, output, console)
     except OSError as error:
@@ -90,13 +95,12 @@ def _bench(
     from onnxaudit.audit.benching import by_kind
     from onnxaudit.audit.crafting import craft
     from onnxaudit.report.benchmark import plot_roc, plot_scores, results_json, results_table
-    from onnxaudit.schemes.catalogue import portfolio
 
     by_kind(entries)
-    data = options.data is not None
-    names = schemes or [*portfolio(data=data, labels=True)[0], *(["random"] if data else [])]
+    names = tuple(schemes or ["auto", *(["random"] if options.data else [])])
+    options = dataclasses.replace(options, schemes=names, optional=not schemes)
     started = time.perf_counter()
-    bundle = craft(dataclasses.replace(options, schemes=tuple(names)), console).save(output / "bundle.oab", force=True)
+    bundle = craft(options, console).save(output / "bundle.oab", force=True)
     result = run(bundle, entries, accesses, time.perf_counter() - started, console, options.device)
     facts = {**result.facts, "craft_seconds": round(result.craft_seconds, 2), "zoo": zoo, "seed": options.seed}
     (output / "results.json").write_text(results_json(result.rows, result.scores, facts), encoding="utf-8")
