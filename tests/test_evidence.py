@@ -373,7 +373,7 @@ def test_a_scheme_of_which_too_little_was_answered_says_nothing(answered: int, r
     classes[start + answered : stop] = -1
     comparison = compare(bundle, models[:-1], dataclasses.replace(models[-1], classes=classes))
     first, second = comparison.schemes
-    assert comparison.ran == ran
+    assert comparison.unrelated == ran
     assert comparison.statistics is not None
     assert (first.queries, second.skipped) == (answered, None)
     assert (first.scores is None) == (first.standardised is None) == (ran == 1)
@@ -397,7 +397,7 @@ def test_scores_are_adjusted_where_there_is_enough_to_adjust_by(controls: int, r
     classes[start + controls : stop] = -1
     found = compare(bundle, models[:-1], dataclasses.replace(models[-1], classes=classes))
     assert found.adjusted is adjusted
-    assert found.ran == 2
+    assert found.unrelated == 2
     rows = slice(start, start + controls)
     covariate = mean_agreement(np.stack([model.labels[rows] for model in models])) if controls >= FEWEST_CONTROLS else None
     for scheme in found.schemes:

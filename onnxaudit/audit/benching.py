@@ -116,9 +116,10 @@ def _scores(bundle: QueryBundle, item: Asked, level: Access, k: int, access: str
     """One record a scheme, and one for the combined statistic with the finding."""
     answers = dataclasses.replace(item.answers.degrade(level, k), num_classes=bundle.manifest.victim.num_classes)
     references = [bundle.answers[model.id] for model in bundle.manifest.of_role("reference")]
-    report: Report = judge(bundle, item.card, answers, None, inside=item.inside)
+    inside = item.inside if level >= item.answers.access else {}  # who gives labels only does not show its inside
+    report: Report = judge(bundle, item.card, answers, None, inside=inside)
     base = {"access": access, "task": item.entry.task, "kind": item.entry.kind, "file": item.entry.file}
-    for scheme in compare(bundle, references, answers, item.inside).schemes:
+    for scheme in compare(bundle, references, answers, inside).schemes:
         if scheme.scores is not None:
             yield {**base, "scheme": scheme.name, "score": float(scheme.scores[-1]), "queries": scheme.queries, "finding": None}
     yield {**base, "scheme": COMBINED, "score": report.score, "queries": len(bundle.queries), "finding": report.finding}

@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from onnxaudit.answers import Access, Answers
+from onnxaudit.audit.copies import copied
 from onnxaudit.audit.insights import Insights, look_inside, named
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import ModelEntry, QueryBundle
@@ -17,18 +16,15 @@ from onnxaudit.interview import interview
 from onnxaudit.registry import adapters, open_suspect
 from onnxaudit.suspect import Target
 
-FEWEST_LABELS = 50
-"""Answers that two models must share, all of them, to be taken for one where only labels are known."""
-SAME = 1e-3
-"""Probabilities that differ by less, to all queries, are those of one model in two formats."""
+ROLES_IN_WORDS = {"reference": "references", "training": "helpers", "sibling": "siblings", "surrogate": "surrogates"}
 SANE_SHARE = 0.7
 """A reference with less than this share of the victim's accuracy on the controls is asked wrongly, or of another task."""
 
 
-def model_files(folder: Path) -> list[Path]:
-    """The models in a folder, sorted by name. Raises UsageError if there are none."""
+def model_files(folder: Path, what: str = "known to be independent") -> list[Path]:
+    """The models in a folder, sorted by name. what: they should be, in words. Raises UsageError if there are none."""
     if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder", "Give a folder of models that are known to be independent.")
+        raise UsageError(f"{folder} is not a folder", f"Give a folder of models that are {what}.")
     kinds = {f".{name}" for name in adapters()} - {".http", ".https", ".python"}
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in kinds and file.is_file())
     if not files:
@@ -74,56 +70,73 @@ def control_accuracy(bundle: QueryBundle, answers: Answers) -> float | None:
     return float((part.labels == bundle.control_labels)[part.answered].mean())
 
 
-def refusal(bundle: QueryBundle, entry: ModelEntry, answers: Answers) -> str | None:
-    """Why a model cannot serve in its role, in words, or None. References that are the victim, or know nothing, are refused."""
-    victim = bundle.answers["victim"]
-    start, _ = bundle.manifest.controls
-    if entry.role in ("reference", "training") and start and np.array_equal(answers.labels[:start], victim.labels[:start]):
-        return "gives the victim's label to every fingerprint query: it is the victim, or a copy of it"
-    for other in bundle.manifest.models:
-        known = bundle.answers[other.id]
-        if other.role != "victim" and ((entry.sha256 and other.sha256 == entry.sha256) or _same(known, answers)):
-            return f"is {other.id} ({other.source}) again"
+def refusal(bundle: QueryBundle, entry: ModelEntry, answers: Answers, pool: Sequence[Answers] = ()) -> str | None:
+    """Why a model cannot serve in its role, in words, or None. References that are the victim, or know nothing, are refused.
+
+    pool: answers of further models of the task, which say how far apart two of them usually are.
+    """
+    independent = entry.role in ("reference", "training")
+    models = [model for model in bundle.manifest.models if model.role != "victim" or independent]
+    twin = next((model for model in models if entry.sha256 and model.sha256 == entry.sha256), None)
+    place = copied(answers, [bundle.answers[model.id] for model in models], pool, rounded=independent)
+    found = twin or (None if place is None else models[place])
+    if found is not None and found.role == "victim":
+        return "answers as the victim does: it is the victim, or a copy of it"
+    if found is not None:
+        return f"is {found.id} ({found.source}) again"
     best = bundle.manifest.victim.accuracy
     if entry.accuracy is not None and best is not None and entry.accuracy < SANE_SHARE * best:
         return f"gets {entry.accuracy:.1%} of the controls right, the victim {best:.1%}: wrong input convention or label order"
     return None
 
 
-def _same(one: Answers, two: Answers) -> bool:
-    """Whether two models gave the same answers. Labels alone tell copies from agreement only if there are many of them."""
-    if not np.array_equal(one.labels, two.labels):
-        return False
-    if one.scores is None or two.scores is None:
-        return len(one) >= FEWEST_LABELS
-    return bool(np.allclose(one.degrade(Access.PROBS).dense(), two.degrade(Access.PROBS).dense(), atol=SAME))
-
-
 def add_models(
     bundle: QueryBundle, targets: Sequence[tuple[Target, str]], role: str, progress: Progress, *, strict: bool
 ) -> QueryBundle:
     """The bundle with the models of all (target, origin) in it. A refused one is an error if ``strict``, else a note."""
-    report = progress.task(f"asking {role}s", len(targets))
-    offset = len(bundle.manifest.of_role(role))
-    for number, (target, origin) in enumerate(targets):
-        try:
-            entry, answers, insights = ask_model(bundle, target, role, f"{role}-{offset:03d}", origin)
-            reason = refusal(bundle, entry, answers)
-        except OnnxauditError as error:
-            if strict:
-                raise
-            reason = f"cannot be used: {error.what}"
+    return screened(bundle, targets, role, progress, strict=strict)[0]
+
+
+def screened(
+    bundle: QueryBundle, targets: Sequence[tuple[Target, str]], role: str, progress: Progress, *, strict: bool
+) -> tuple[QueryBundle, list[int]]:
+    """As ``add_models``, and which of the targets are in it."""
+    asked, reasons = _ask_all(bundle, targets, role, progress, strict=strict)
+    taken: list[int] = []
+    for number, (target, _) in enumerate(targets):
+        reason = reasons.get(number)
+        if reason is None:
+            entry, answers, insights = asked[number]
+            pool = [other for place, (_, other, _) in asked.items() if place != number]
+            reason = refusal(bundle, entry, answers, pool)
         if reason is not None and strict:
             raise UsageError(f"{target.source} {reason}", "Leave it out.")
         if reason is not None:
             said = f"left out: {target.source} {reason}"
             progress.note(said)
             bundle = _with_pool_note(bundle, said)
-        else:
-            offset += 1
-            bundle = with_models(bundle, [(entry, answers, insights)])
+            continue
+        entry = dataclasses.replace(entry, id=f"{role}-{len(bundle.manifest.of_role(role)):03d}")
+        bundle = with_models(bundle, [(entry, answers, insights)])
+        taken.append(number)
+    return bundle, taken
+
+
+def _ask_all(
+    bundle: QueryBundle, targets: Sequence[tuple[Target, str]], role: str, progress: Progress, *, strict: bool
+) -> tuple[dict[int, tuple[ModelEntry, Answers, Insights]], dict[int, str]]:
+    """What every target says, by its place, and why the others cannot be asked; the first of those is raised if ``strict``."""
+    report = progress.task(f"asking {ROLES_IN_WORDS[role]}", len(targets))
+    asked, reasons = {}, {}
+    for number, (target, origin) in enumerate(targets):
+        try:
+            asked[number] = ask_model(bundle, target, role, f"{role}-new", origin)
+        except OnnxauditError as error:
+            if strict:
+                raise
+            reasons[number] = f"cannot be used: {error.what}"
         report(number + 1)
-    return bundle
+    return asked, reasons
 
 
 def _with_pool_note(bundle: QueryBundle, words: str) -> QueryBundle:

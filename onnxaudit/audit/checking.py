@@ -81,10 +81,12 @@ def _with_references_of(bundle: QueryBundle, folder: Path, device: str, progress
     own = bundle.manifest.of_role("reference")
     others = tuple(m for m in bundle.manifest.models if m.role != "reference")
     manifest = dataclasses.replace(bundle.manifest, models=others, shortfall=None, pool_notes=())
-    answers = {name: a for name, a in bundle.answers.items() if name not in {m.id for m in own}}
+    gone = {model.id for model in own}
+    answers = {name: a for name, a in bundle.answers.items() if name not in gone}
+    insights = {name: seen for name, seen in bundle.insights.items() if name.split("/")[1] not in gone}
     spec, classes = manifest.input, manifest.victim.num_classes
     targets = [(Target(str(file), spec, classes, device), f"given with the check, in {folder}") for file in model_files(folder)]
-    emptied = dataclasses.replace(bundle, manifest=manifest, answers=answers)
+    emptied = dataclasses.replace(bundle, manifest=manifest, answers=answers, insights=insights)
     filled = add_models(emptied, targets, "reference", progress, strict=False)
     if not filled.manifest.of_role("reference"):
         raise UsageError(f"none of the models in {folder} can serve as a reference", "See the notes above; nothing was asked.")

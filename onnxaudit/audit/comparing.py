@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ FEWEST_CONTROLS = 30
 class SchemeScores:
     """scores, standardised: (m + 1,), the references in order, then the suspect. None with a reason if it cannot run.
 
-    access: the access that was used, or what was looked at inside.
+    access: the access that was used, or what was looked at inside. tied: the references' scores hardly differ.
     """
 
     name: str
@@ -36,6 +36,7 @@ class SchemeScores:
     access: str
     scores: Floats | None = None
     standardised: Floats | None = None
+    tied: bool = False
     skipped: str | None = None
 
 
@@ -43,17 +44,14 @@ class SchemeScores:
 class Comparison:
     """All schemes of one bundle for one suspect. statistics: (m + 1,) combined, or None if no scheme ran.
 
-    adjusted: whether scores were adjusted for how good and ordinary each model is.
+    adjusted: whether scores were adjusted for how good and ordinary each model is. unrelated: how many unrelated schemes
+    have a mean that varies as much as that of these, see ``_unrelated``.
     """
 
     schemes: tuple[SchemeScores, ...]
     statistics: Floats | None
     adjusted: bool = False
-
-    @property
-    def ran(self) -> int:
-        """How many schemes the statistic is the mean of."""
-        return max(1, sum(scheme.standardised is not None for scheme in self.schemes))
+    unrelated: float = 1.0
 
 
 def compare(bundle: QueryBundle, references: Sequence[Answers], suspect: Answers, inside: Insights | None = None) -> Comparison:
@@ -77,7 +75,23 @@ def compare(bundle: QueryBundle, references: Sequence[Answers], suspect: Answers
         for entry in bundle.manifest.schemes
     )
     ran = [scheme.standardised for scheme in schemes if scheme.standardised is not None]
-    return Comparison(schemes, combined(ran) if ran else None, usable(covariate))
+    if not ran:
+        return Comparison(schemes, None, usable(covariate))
+    return Comparison(schemes, combined(ran), usable(covariate), _unrelated(bundle.manifest.schemes, schemes))
+
+
+def _unrelated(entries: Sequence[SchemeEntry], schemes: Sequence[SchemeScores]) -> float:
+    """K^2 / sum of n_g^2 over groups of n_g schemes that rise and fall together, K in all.
+
+    Those with queries of one sampler are a group; so are all those on which the references hardly differ, where an innocent that
+    is a little closer to the victim by one is so by the others.
+    """
+    groups = Counter(
+        "tied" if scheme.tied else entry.sampler
+        for entry, scheme in zip(entries, schemes, strict=True)
+        if scheme.standardised is not None
+    )
+    return sum(groups.values()) ** 2 / sum(count**2 for count in groups.values())
 
 
 def _covariate(bundle: QueryBundle, models: Sequence[Answers]) -> Floats | None:
@@ -110,18 +124,51 @@ def _scheme(
     columns = {name: column[here] for name, column in bundle.columns_of(entry).items()}
     extra = {"graph": open_graph(bundle.graphs[entry.name])} if entry.name in bundle.graphs else {}
     try:
-        victim, *models = (partial(representation.function, answers.take(rows), columns, **entry.representing) for answers in cut)
-        own = victim()
+        own = representation.function(cut[0].take(rows), columns, **entry.representing)
         if not own.size:
             return skipped("none of its pairs was answered whole")
+
+        def score(answers: Answers) -> float:
+            represented = representation.function(answers, columns, **entry.representing)
+            return detector.function(own, represented, **entry.detecting, **extra)
+
         # one model at a time: a matrix of all pairs of a thousand queries takes 8 MB
-        scores = np.array([detector.function(own, model(), **entry.detecting, **extra) for model in models])
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+        scores = np.array([score(answers.take(rows)) for answers in cut[1:]])
+    except (TypeError, ValueError, KeyError, IndexError, MemoryError) as error:
+        if detector.trainer and isinstance(error, ValueError):
+            return skipped(f"what it learned does not fit answers of this access: {error}")
         raise ArtefactError(f"the bundle's parameters of {entry.name} are not known: {error}", "Update onnxaudit.") from None
     if not np.isfinite(scores).all():
         return skipped("its score is not defined for these answers, which are the same for every query")
     floor = least_spread(representation, detector, len(own))
-    return SchemeScores(entry.name, len(rows), access, scores, standardise(scores, covariate, floor))
+    if cut[0].access == Access.LABEL:
+        floor = max(floor, _label_spread(cut[0].take(rows), [answers.take(rows) for answers in cut[1:]], score))
+    return _standardised(entry.name, len(rows), access, scores, covariate, floor)
+
+
+def _standardised(name: str, queries: int, access: str, scores: Floats, covariate: Floats | None, floor: float) -> SchemeScores:
+    tied = len(scores) < 3 or bool(scores[:-1].std(ddof=1) < floor / 2)
+    return SchemeScores(name, queries, access, scores, standardise(scores, covariate, floor), tied)
+
+
+def _label_spread(victim: Answers, models: Sequence[Answers], score: Callable[[Answers], float]) -> float:
+    """The largest sampling error of a score that only labels go into, by what so many more of the victim's labels do to it.
+
+    Of n labels, sqrt(n) / 2 more or fewer match by chance; so many of a model's are made the victim's, and the mean change of the
+    score is taken over all models, the suspect too. For a matching rate this is 0.5 / sqrt(n).
+    """
+    count, classes = max(1, round(0.5 * len(victim) ** 0.5)), victim.num_classes
+    changes = []
+    for model in models:
+        other = np.flatnonzero(model.labels != victim.labels)
+        if len(other) < count:
+            continue
+        labels = model.labels.copy()
+        rows = other[:: len(other) // count][:count]
+        labels[rows] = victim.labels[rows]
+        changes.append(abs(score(Answers.from_labels(labels, classes)) - score(model)))
+    known = [change for change in changes if np.isfinite(change)]
+    return float(np.mean(known)) if known else 0.0
 
 
 def _inside(
@@ -151,7 +198,7 @@ def _inside(
         raise ArtefactError(f"the bundle's parameters of {entry.name} are not known: {error}", "Update onnxaudit.") from None
     if not np.isfinite(scores).all():
         return skipped("its score is not defined for what these models show")
-    return SchemeScores(entry.name, stop - start, representation.inside, scores, standardise(scores, covariate, detector.floor))
+    return _standardised(entry.name, stop - start, representation.inside, scores, covariate, detector.floor)
 
 
 def least_spread(representation: Representation, detector: Detector, entries: int) -> float:

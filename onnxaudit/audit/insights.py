@@ -44,7 +44,8 @@ def look_inside(bundle: QueryBundle, look: Callable[..., NDArray[Any] | None]) -
         if not key or key in found:
             continue
         kind, queries = REPRESENTATIONS[entry.representation].inside, bundle.queries[slice(*entry.rows)]
-        if (seen := look(kind, queries, **entry.representing)) is not None:
+        seen = look(kind, queries, **entry.representing)
+        if seen is not None and np.isfinite(seen).all():
             found[key] = seen
     return found
 

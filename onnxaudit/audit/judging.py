@@ -58,7 +58,7 @@ def judge(
     tolerance = WIDE_TOLERANCE if weak else TOLERANCE
     p = None
     if comparison.statistics is not None and references:
-        p = min(1.0, looks * p_value(comparison.statistics, tolerance, comparison.ran))
+        p = min(1.0, looks * p_value(comparison.statistics, tolerance, comparison.unrelated))
     floor = min(1.0, looks * p_floor(len(references)))
     complete = bool(answers.answered[askable(bundle)].all())
     reasons = _doubts(floor, len(references), level, comparison, controls, answers, stable=stable, complete=complete)

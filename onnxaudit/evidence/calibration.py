@@ -65,7 +65,7 @@ def combined(standardised: Sequence[Floats]) -> Floats:
     return np.asarray(np.mean(standardised, axis=0))
 
 
-def p_value(statistics: Floats, tolerance: float = 0.0, schemes: int = 1) -> float:
+def p_value(statistics: Floats, tolerance: float = 0.0, schemes: float = 1) -> float:
     """Conformal p-value of the last of m + 1 statistics among the others: (1 + #{i : t_i + tolerance sd >= t}) / (m + 1).
 
     If the suspect is independent and exchangeable with the references, P(p <= a) <= a for every a; ties count against the

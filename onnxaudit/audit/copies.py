@@ -1,0 +1,54 @@
+"""Whether two models are one: the same weights in another format, in half precision or in INT8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxaudit.answers import Access, Answers
+
+SAME = 1e-3
+"""Probabilities that differ by less, to all queries, are those of one model in two formats."""
+NEARER = 0.2
+"""A model whose distance to another is less than this share of its median distance to the rest is that other, rounded."""
+FEWEST_LABELS = 50
+"""Answers that two models must share, all of them, to be taken for one where only labels are known."""
+FEWEST_MISSES = 20
+"""Rows on which most pairs of models must differ before labels can tell a rounded copy."""
+
+
+def copied(answers: Answers, known: Sequence[Answers], others: Sequence[Answers], *, rounded: bool = True) -> int | None:
+    """The place in ``known`` of the model that these answers are a copy of, or None. rounded: also one of less precision.
+
+    others: further models of the task, to know how far apart two of them usually are. How near two good models are depends on the
+    queries, so nothing but an exact copy is judged by a distance alone: an honest model that errs as rarely as another must stay.
+    """
+    if not known:
+        return None
+    distance = np.array([_distance(answers, model) for model in (*known, *others)])
+    nearest = int(distance[: len(known)].argmin())
+    rest = np.sort(np.delete(distance, nearest))
+    labels = answers.scores is None or known[nearest].scores is None
+    if labels and len(rest) and rest[len(rest) // 2] * len(answers) < FEWEST_MISSES:
+        return None  # all models agree on nearly everything, so agreement says nothing
+    if (rounded and len(rest) and distance[nearest] <= NEARER * rest[len(rest) // 2]) or _same(answers, known[nearest]):
+        return nearest
+    return None
+
+
+def _distance(one: Answers, two: Answers) -> float:
+    """Mean total variation distance of probabilities, or the share of other labels where only those are known."""
+    if one.scores is None or two.scores is None:
+        return float((one.labels != two.labels).mean())
+    first, second = one.degrade(Access.PROBS).dense(), two.degrade(Access.PROBS).dense()
+    return float(np.abs(first - second).sum(axis=1).mean() / 2)
+
+
+def _same(one: Answers, two: Answers) -> bool:
+    """Whether two models gave the same answers. Labels alone are evidence only if there are several, and many of them."""
+    if not np.array_equal(one.labels, two.labels):
+        return False
+    if one.scores is None or two.scores is None:
+        return len(one) >= FEWEST_LABELS
+    return bool(np.allclose(one.degrade(Access.PROBS).dense(), two.degrade(Access.PROBS).dense(), atol=SAME))
