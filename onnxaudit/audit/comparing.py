@@ -122,6 +122,8 @@ def _scheme(
     if detector.trainer and not here.all():
         return skipped(f"only {len(rows)} of its {stop - start} queries were answered; what it learned needs all of them")
     columns = {name: column[here] for name, column in bundle.columns_of(entry).items()}
+    if detector.trainer:  # it learned from probabilities
+        cut = [answers.degrade(Access.PROBS) for answers in cut]
     extra = {"graph": open_graph(bundle.graphs[entry.name])} if entry.name in bundle.graphs else {}
     try:
         own = representation.function(cut[0].take(rows), columns, **entry.representing)

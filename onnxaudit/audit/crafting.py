@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -11,16 +12,16 @@ from typing import cast
 import numpy as np
 
 from onnxaudit import __version__
-from onnxaudit.answers import Answers
+from onnxaudit.audit.answering import answered
 from onnxaudit.audit.calibrating import add_models
-from onnxaudit.audit.insights import look_inside, named
+from onnxaudit.audit.comparing import FEWEST_QUERIES
+from onnxaudit.audit.insights import insight_key, insights_of
 from onnxaudit.audit.pools import gather, targets
 from onnxaudit.audit.progress import Progress
 from onnxaudit.audit.sampling import Sampled, rng_of, sample_all
-from onnxaudit.bundle import Manifest, ModelEntry, QueryBundle
+from onnxaudit.bundle import Manifest, QueryBundle
 from onnxaudit.craft.conventions import conventions, find_convention, first_that_runs
 from onnxaudit.craft.data import Data, load_data
-from onnxaudit.craft.insight import insight, program_of
 from onnxaudit.craft.pools.references import split
 from onnxaudit.craft.sample import Material
 from onnxaudit.craft.samplers.natural import draw_controls
@@ -29,6 +30,7 @@ from onnxaudit.errors import UsageError
 from onnxaudit.evidence.calibration import STATISTIC
 from onnxaudit.schemes.catalogue import CATALOGUE, Scheme, portfolio
 from onnxaudit.schemes.compositions import schemes
+from onnxaudit.schemes.representations import REPRESENTATIONS
 from onnxaudit.schemes.samplers import Need
 from onnxaudit.suspect import InputSpec, Queries
 
@@ -78,7 +80,7 @@ def craft(options: CraftOptions, progress: Progress) -> QueryBundle:
     for note in (*notes, *why):
         progress.note(note)
     training, data = _split(options, whole)
-    pools = gather(options, chosen, victim, training, data, progress)
+    pools = gather(options, chosen, victim, (training, data), progress)
     material = Material(victim, data, pools.surrogate_peers, pools.training_peers)
     sampled = sample_all(chosen, material, options, progress)
     parts, begin, labels = list(sampled.parts), sum(map(len, sampled.parts)), np.zeros(0, np.int64)
@@ -89,14 +91,36 @@ def craft(options: CraftOptions, progress: Progress) -> QueryBundle:
         notes.append("no data, so no control queries: a mis-wired suspect cannot be told from an independent one")
     manifest = _manifest(options, victim, whole, sampled, (begin, begin + len(labels)), notes)
     queries = cast("Queries", np.concatenate(parts))
-    bundle = _answered(QueryBundle(manifest, queries, labels, {}, sampled.columns, sampled.graphs), victim)
+    if not any(REPRESENTATIONS[entry.representation].inside == "" for entry in sampled.entries) and not len(labels):
+        raise UsageError(
+            "there is nothing to ask a suspect: all schemes look inside", "Give data and --controls, or another scheme."
+        )
+    bundle = answered(QueryBundle(manifest, queries, labels, {}, sampled.columns, sampled.graphs), victim)
     for role, items in (("training", pools.training), ("surrogate", pools.surrogates), ("reference", pools.calibrating)):
         if items:
             bundle = add_models(bundle, targets(items, victim, options.device), role, progress, strict=False)
+    for words in _doubts(bundle, options):
+        progress.note(words)
     pool_notes = (*pools.notes, *bundle.manifest.pool_notes)
     return dataclasses.replace(
         bundle, manifest=dataclasses.replace(bundle.manifest, pool_notes=pool_notes, shortfall=pools.shortfall)
     )
+
+
+def _doubts(bundle: QueryBundle, options: CraftOptions) -> Iterator[str]:
+    """Why checks with this bundle may find nothing, to be said while that can still be changed."""
+    references = bundle.manifest.of_role("reference")
+    needed = math.ceil(1 / options.alpha - 1e-9) - 1
+    if 0 < len(references) < needed:
+        yield f"{len(references)} references calibrate; alpha {options.alpha:g} needs {needed}, or check shows nothing"
+    for entry in bundle.manifest.schemes:
+        count = entry.rows[1] - entry.rows[0]
+        if count < FEWEST_QUERIES:
+            yield f"{entry.name}: {count} queries are fewer than the {FEWEST_QUERIES} that check wants of a scheme"
+        blind = [model for model in references if (key := insight_key(entry)) and key not in insights_of(bundle, model.id)]
+        if blind:
+            what = REPRESENTATIONS[entry.representation].inside
+            yield f"{entry.name}: {len(blind)} of {len(references)} references do not show their {what}, so check will skip it"
 
 
 def available(options: CraftOptions) -> Need:
@@ -157,15 +181,20 @@ def _open(options: CraftOptions, data: Data | None) -> tuple[Victim, list[str]]:
 
 
 def _chosen(options: CraftOptions, data: Data | None) -> tuple[list[Scheme], tuple[str, ...]]:
-    """The schemes to craft, and for ``auto`` why these."""
-    if "auto" not in options.schemes:
-        named = [scheme for text in options.schemes for scheme in schemes(text)]
-        return list({scheme.name: scheme for scheme in named}.values()), ()
-    names, why = portfolio(data=data is not None, labels=data is not None and data.y is not None)
-    if data is not None and data.x.ndim == 2 and "sac-m" in names:
-        names.remove("sac-m")
-        why += "; sac-m left out: vectors cannot be mixed as images"
-    return [CATALOGUE[name] for name in names], (f"schemes: {', '.join(names)} ({why})",)
+    """The schemes to craft, ``auto`` expanded in its place, and why these."""
+    found: dict[str, Scheme] = {}
+    why: tuple[str, ...] = ()
+    for text in options.schemes:
+        if text != "auto":
+            found |= {scheme.name: scheme for scheme in schemes(text)}
+            continue
+        names, reason = portfolio(data=data is not None, labels=data is not None and data.y is not None)
+        if data is not None and data.x.ndim == 2 and "sac-m" in names:
+            names.remove("sac-m")
+            reason += "; sac-m left out: vectors cannot be mixed as images"
+        found |= {name: CATALOGUE[name] for name in names}
+        why = (f"schemes: {', '.join(names)} ({reason})",)
+    return list(found.values()), why
 
 
 def _manifest(
@@ -185,17 +214,3 @@ def _manifest(
         data_sha256=data.sha256 if data else None,
         notes=tuple(notes),
     )
-
-
-def _answered(bundle: QueryBundle, victim: Victim) -> QueryBundle:
-    """The bundle with the victim's answers to all of its queries."""
-    answers = Answers.from_scores(victim.answer(bundle.queries))
-    labels = bundle.control_labels
-    part = answers.take(slice(*bundle.manifest.controls))
-    accuracy = float((part.labels == labels).mean()) if bundle.manifest.labelled and len(labels) else None
-    entry = ModelEntry(
-        "victim", "victim", victim.source, victim.sha256, victim.kind, answers.access.word, victim.num_classes, accuracy
-    )
-    manifest = dataclasses.replace(bundle.manifest, models=(entry,))
-    inside = look_inside(bundle, lambda kind, queries, **more: insight(kind, program_of(victim), queries, **more))
-    return dataclasses.replace(bundle, manifest=manifest, answers={"victim": answers}, insights=named("victim", inside))

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxaudit.audit.calibrating import model_files
+from onnxaudit.audit.answering import probing
+from onnxaudit.audit.calibrating import model_files, screened
 from onnxaudit.audit.progress import Progress
 from onnxaudit.craft.data import Data
 from onnxaudit.craft.pools.peers import has_gradients, open_peers
 from onnxaudit.craft.pools.references import CLOSE, choose, train_references
 from onnxaudit.craft.pools.surrogates import train_surrogates
 from onnxaudit.craft.sample import Peer
+from onnxaudit.craft.samplers.natural import draw_controls
+from onnxaudit.craft.space import space_of
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.schemes.catalogue import Scheme
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 SHARE = 3
 """One reference in so many helps to make fingerprints, where a scheme wants references. Those never calibrate."""
+PROBES = 200
+"""Inputs that models are asked before they help."""
 FEWEST = 2
 """Fewer models of a kind than this teach nothing."""
 
@@ -48,36 +53,74 @@ class Pools:
 
 
 def gather(
-    options: CraftOptions, schemes: Sequence[Scheme], victim: Victim, training: Data | None, test: Data | None, progress: Progress
+    options: CraftOptions,
+    schemes: Sequence[Scheme],
+    victim: Victim,
+    parts: tuple[Data | None, Data | None],
+    progress: Progress,
 ) -> Pools:
-    """Whatever models the options name or the schemes want. training: data to train on; test: data that queries come from.
+    """Whatever models the options name or the schemes want. parts: data to train on, and data that queries come from.
 
     Raises UsageError if a scheme wants models that were neither given nor asked to be trained.
     """
-    _require(options, schemes)
+    training, test = parts
+    _require(options, schemes, test)
     surrogates = _surrogates(options, victim, training, test, progress)
     references, notes, shortfall = _references(options, victim, training, test, progress)
     wanted = any(Need.REFERENCES in scheme.needs for scheme in schemes)
+    if wanted:
+        references, said = _sound(references, "reference", victim, test, options, progress)
+        notes += said
     gradients = any(Need.REFERENCES | Need.GRADIENTS in SAMPLERS[scheme.sampler].needs for scheme in schemes)
     making = _making(references, options.seed, gradients=gradients) if wanted else []
     calibrating = [item for item in references if item not in making]
     if making:
-        said = f"{len(making)} of {len(references)} references help to make fingerprints and do not calibrate"
-        notes += (said,)
-        progress.note(said)
+        words = f"{len(making)} of {len(references)} references help to make fingerprints and do not calibrate"
+        notes += (words,)
+        progress.note(words)
 
-    wants_surrogates = any(Need.SURROGATES in scheme.needs for scheme in schemes)
-    helping = surrogates if wants_surrogates else []
+    helping = surrogates if any(Need.SURROGATES in scheme.needs for scheme in schemes) else []
+    if helping:
+        surrogates, said = _sound(surrogates, "surrogate", victim, test, options, progress)
+        helping, notes = surrogates, notes + said
+        if len(helping) < FEWEST:
+            raise UsageError(f"{len(helping)} of the surrogates can serve", f"At least {FEWEST} are needed; see the notes above.")
     peers = (_peers(making, victim, options.device), _peers(helping, victim, options.device))
     return Pools(calibrating, making, surrogates, *peers, notes, shortfall)
+
+
+def _sound(
+    items: list[tuple[Path, str]], role: str, victim: Victim, data: Data | None, options: CraftOptions, progress: Progress
+) -> tuple[list[tuple[Path, str]], tuple[str, ...]]:
+    """The models that can serve, asked before any of them teaches what a model of its kind is; and what was left out, in words.
+
+    Copies of the victim or of each other, models at chance and broken files would teach what is not so.
+    """
+    rng, space = np.random.default_rng([options.seed, len(items)]), space_of(victim, data)
+    if data is None:
+        probe = probing(victim, space.queries(space.uniform(PROBES, rng)), None)
+    else:
+        queries, labels = draw_controls(victim, data, PROBES, rng)
+        probe = probing(victim, queries, labels if data.y is not None else None)
+    filled, taken = screened(probe, targets(items, victim, options.device), role, progress, strict=False)
+    return [items[place] for place in taken], filled.manifest.pool_notes
 
 
 def _peers(items: Sequence[tuple[Path, str]], victim: Victim, device: str) -> list[Peer]:
     return open_peers([file for file, _ in items], victim.spec, victim.num_classes, device)
 
 
-def _require(options: CraftOptions, schemes: Sequence[Scheme]) -> None:
+def _require(options: CraftOptions, schemes: Sequence[Scheme], data: Data | None) -> None:
+    """Raise UsageError for what a scheme lacks, before anything is trained. Optional schemes see to that themselves."""
+    if options.optional or "auto" in options.schemes:
+        schemes = [scheme for scheme in schemes if Need.SURROGATES in scheme.needs or Need.REFERENCES in scheme.needs]
     for scheme in schemes:
+        if Need.DATA in scheme.needs and data is None:
+            raise UsageError(f"{scheme.name} needs data", "Give --data, or take ipguard-rl.")
+        if Need.LABELS in scheme.needs and data is not None and data.y is None:
+            raise UsageError(f"{scheme.name} needs labelled data", "Give y with the data, or take another scheme.")
+        if Need.IMAGES in scheme.needs and data is not None and data.x.ndim != 4:
+            raise UsageError(f"{scheme.name} works on images, the data are vectors", "Take a scheme that does not need images.")
         if Need.SURROGATES in scheme.needs and not options.surrogates and not options.train_surrogates:
             raise UsageError(
                 f"{scheme.name} needs surrogates, models that are derived from the victim",
@@ -91,7 +134,7 @@ def _surrogates(
     options: CraftOptions, victim: Victim, training: Data | None, test: Data | None, progress: Progress
 ) -> list[tuple[Path, str]]:
     if options.surrogates:
-        files = model_files(options.surrogates)
+        files = model_files(options.surrogates, "derived from the victim")
         if len(files) < FEWEST:
             raise UsageError(f"{options.surrogates} holds {len(files)} surrogate", f"Give at least {FEWEST}.")
         return [(file, "given by the owner") for file in files]

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.progress import Progress
-from onnxaudit.bundle import SchemeEntry
+from onnxaudit.bundle import MAX_GRAPH, SchemeEntry
 from onnxaudit.craft.sample import Material, Peer, Sample, Sampler
 from onnxaudit.decode import canonical
 from onnxaudit.errors import UsageError
+from onnxaudit.registry import open_graph
 from onnxaudit.schemes.catalogue import Scheme
 from onnxaudit.schemes.detectors import DETECTORS
 from onnxaudit.schemes.representations import REPRESENTATIONS
@@ -67,7 +68,7 @@ def sample_all(chosen: Sequence[Scheme], material: Material, options: CraftOptio
                 result.parts.append(sample.queries)
                 for note in sample.notes:
                     progress.note(f"{scheme.name}: {note}")
-            _add(result, scheme, sampling, done[key], material, options)
+            _add(result, scheme, sampling, done[key], material, options, progress)
         except UsageError as error:
             if "auto" not in options.schemes and not options.optional:
                 raise UsageError(f"{scheme.name}: {error.what}", error.hint) from None
@@ -85,6 +86,8 @@ def rng_of(seed: int, name: str) -> np.random.Generator:
 
 def _sampling(scheme: Scheme, options: CraftOptions) -> dict[str, Any]:
     """A sampler's parameters, those of the command line included."""
+    if scheme.sampler == "boundary" and options.margin is not None and "k" in scheme.sampling:
+        raise UsageError(f"{scheme.name} says its k, and so does --margin", "Leave one of them out.")
     if scheme.sampler == "boundary" and options.margin is not None:
         return {**scheme.sampling, "k": options.margin}
     return dict(scheme.sampling)
@@ -102,16 +105,28 @@ def _sample(
 
 
 def _add(
-    result: Sampled, scheme: Scheme, sampling: Mapping[str, Any], drawn: _Drawn, material: Material, options: CraftOptions
+    result: Sampled,
+    scheme: Scheme,
+    sampling: Mapping[str, Any],
+    drawn: _Drawn,
+    material: Material,
+    options: CraftOptions,
+    progress: Progress,
 ) -> None:
     sample = drawn.sample
     _try(scheme, drawn)
     settled = {**sampling, **sample.parameters, "seed": options.seed}
-    detecting = dict(scheme.detecting)
+    detecting, notes = dict(scheme.detecting), sample.notes
     if DETECTORS[scheme.detector].trainer:
         frozen = _fit(scheme, drawn, material, options)
         detecting = dict(frozen.parameters)
+        notes += frozen.notes
+        for note in frozen.notes:
+            progress.note(f"{scheme.name}: {note}")
         if frozen.graph is not None:
+            if len(frozen.graph) > MAX_GRAPH:
+                raise UsageError(f"what it learned takes {len(frozen.graph)} bytes, more than {MAX_GRAPH}", "Lower --queries.")
+            open_graph(frozen.graph)  # what check would refuse must not be saved
             result.graphs[scheme.name] = frozen.graph
     entry = SchemeEntry(
         scheme.name,
@@ -123,7 +138,7 @@ def _add(
         scheme.representing,
         detecting,
         tuple(sorted(sample.columns)),
-        sample.notes,
+        notes,
     )
     result.entries.append(entry)
     result.columns |= {entry.column(name): np.ascontiguousarray(column) for name, column in sample.columns.items()}
@@ -135,10 +150,11 @@ def _try(scheme: Scheme, drawn: _Drawn) -> None:
     if part.inside:
         return
     try:
-        own = part.function(drawn.answers, drawn.sample.columns, **scheme.representing)
-        if not detector.trainer:
-            detector.function(own, own, **scheme.detecting)
-    except ValueError as error:
+        for access in Access:  # what only labels go through must not fail when a check has been paid for
+            own = part.function(drawn.answers.degrade(access, 2), drawn.sample.columns, **scheme.representing)
+            if not detector.trainer:
+                detector.function(own, own, **scheme.detecting)
+    except (ValueError, TypeError) as error:
         raise UsageError(str(error), "See the scheme's page in docs/schemes.") from None
 
 
