@@ -122,7 +122,7 @@ def test_check_runs_what_was_learned_without_pytorch(learned: tuple[QueryBundle,
     ("schemes", "more", "words"),
     [
         (("sac-w",), {}, "sac-w needs surrogates"),
-        (("fuap",), {"surrogates": SUSPECTS}, "fuap needs references to learn from"),
+        (("fuap",), {"surrogates": SUSPECTS}, "fuap needs references besides"),
         (("cae",), {"surrogates": SUSPECTS, "references": ZOO / "references"}, "gives no gradients"),
         (("negative+labels+logistic:vigour=2",), {"surrogates": SUSPECTS}, "has no parameter 'vigour'"),
     ],

@@ -22,7 +22,7 @@ from onnxaudit.craft.space import space_of
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.schemes.catalogue import Scheme
-from onnxaudit.schemes.samplers import SAMPLERS, Need
+from onnxaudit.schemes.samplers import Need
 from onnxaudit.suspect import Target
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def gather(
     if wanted:
         references, said = _sound(references, "reference", victim, test, options, progress)
         notes += said
-    gradients = any(Need.REFERENCES | Need.GRADIENTS in SAMPLERS[scheme.sampler].needs for scheme in schemes)
+    gradients = any(Need.REFERENCES | Need.GRADIENTS in scheme.needs for scheme in schemes)
     making = _making(references, options.seed, gradients=gradients) if wanted else []
     calibrating = [item for item in references if item not in making]
     if making:
@@ -127,7 +127,9 @@ def _require(options: CraftOptions, schemes: Sequence[Scheme], data: Data | None
                 "Give --surrogates DIR, or --train-surrogates 6.",
             )
         if Need.REFERENCES in scheme.needs and not (options.references or options.reference_files or options.train_references):
-            raise UsageError(f"{scheme.name} needs references to learn from", "Give --references DIR, or --train-references 39.")
+            raise UsageError(
+                f"{scheme.name} needs references besides those that calibrate", "Give --references DIR, or --train-references 39."
+            )
 
 
 def _surrogates(

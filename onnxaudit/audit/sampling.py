@@ -166,7 +166,8 @@ def _fit(scheme: Scheme, drawn: _Drawn, material: Material, options: CraftOption
         return represent(answers.degrade(Access.PROBS), drawn.sample.columns, **scheme.representing)
 
     def all_of(peers: Sequence[Peer]) -> NDArray[np.float64]:
-        return np.stack([represented(Answers.from_scores(peer.answer(drawn.sample.queries))) for peer in peers])
+        shown = [represented(Answers.from_scores(peer.answer(drawn.sample.queries))) for peer in peers]
+        return np.stack(shown) if shown else np.zeros((0, 0))
 
     trainer = cast("Callable[..., Frozen]", pkgutil.resolve_name(DETECTORS[scheme.detector].trainer))
     rng = rng_of(options.seed, scheme.name)

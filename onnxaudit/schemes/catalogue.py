@@ -36,7 +36,7 @@ class Scheme:
         needs = SAMPLERS[self.sampler].needs
         for given in self.sampling.items():
             needs |= _FURTHER.get(given, Need.NOTHING)
-        return needs | Need.SURROGATES | Need.REFERENCES if DETECTORS[self.detector].trainer else needs
+        return needs | DETECTORS[self.detector].learns_from
 
     @property
     def access(self) -> str:

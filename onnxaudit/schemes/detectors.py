@@ -15,6 +15,7 @@ from onnxaudit.schemes.inside import layer_distance
 from onnxaudit.schemes.learned import contrastive, logistic, verifier, welch
 from onnxaudit.schemes.lime import align_classes
 from onnxaudit.schemes.representations import Kind
+from onnxaudit.schemes.samplers import Need
 
 Vectors: TypeAlias = NDArray[np.float64]
 
@@ -30,6 +31,7 @@ class Detector:
     kinds: of representation it can compare. representations: the only ones it makes sense for, if not empty. floor: the least
     standard deviation of scores that means something. trainer: what makes its parameters or graph while crafting,
     "module:function"; such a detector is also given ``graph``, a frozen network to run.
+    learns_from: the models that the trainer wants.
     """
 
     function: Callable[..., float]
@@ -37,6 +39,7 @@ class Detector:
     representations: frozenset[str] = frozenset()
     floor: float = 1e-6
     trainer: str = ""
+    learns_from: Need = Need.NOTHING
 
 
 def matching_rate(victim: Vectors, suspect: Vectors) -> float:
@@ -85,6 +88,8 @@ def _mean(values: NDArray[np.generic]) -> float:
     return float(np.asarray(values, np.float64).mean()) if np.size(values) else float("nan")
 
 
+_BOTH = Need.SURROGATES | Need.REFERENCES
+
 DETECTORS: Mapping[str, Detector] = MappingProxyType(
     {
         "matching-rate": Detector(matching_rate, DISCRETE),
@@ -97,10 +102,18 @@ DETECTORS: Mapping[str, Detector] = MappingProxyType(
         "robd": Detector(robustness, representations=frozenset({"correct"})),
         "layer-distance": Detector(layer_distance, representations=frozenset({"layer-means"})),
         "welch": Detector(
-            welch, representations=frozenset({"views"}), floor=1.0, trainer="onnxaudit.craft.learning.fitting:fit_welch"
+            welch,
+            representations=frozenset({"views"}),
+            floor=1.0,
+            trainer="onnxaudit.craft.learning.fitting:fit_welch",
+            learns_from=Need.REFERENCES,
         ),
-        "contrastive": Detector(contrastive, NUMERIC, floor=0.15, trainer="onnxaudit.craft.learning.contrastive:fit_contrastive"),
-        "verifier": Detector(verifier, NUMERIC, floor=1.0, trainer="onnxaudit.craft.learning.fitting:fit_verifier"),
-        "logistic": Detector(logistic, floor=1.0, trainer="onnxaudit.craft.learning.fitting:fit_logistic"),
+        "contrastive": Detector(
+            contrastive, NUMERIC, floor=0.15, trainer="onnxaudit.craft.learning.contrastive:fit_contrastive", learns_from=_BOTH
+        ),
+        "verifier": Detector(
+            verifier, NUMERIC, floor=1.0, trainer="onnxaudit.craft.learning.fitting:fit_verifier", learns_from=_BOTH
+        ),
+        "logistic": Detector(logistic, floor=1.0, trainer="onnxaudit.craft.learning.fitting:fit_logistic", learns_from=_BOTH),
     }
 )
