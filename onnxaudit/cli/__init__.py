@@ -18,10 +18,10 @@ COMMANDS = ("craft", "calibrate", "check", "bench", "show", "verify", "schemes",
 
 def main() -> NoReturn:
     """Run the command line and exit with the code of the contract: 0, 1, 2, 3, 4, 10, 11 or 130."""
+    gc.disable()  # while a lot is imported; long-lived commands enable it again
     if sys.argv[1:2] not in (["craft"], ["bench"]):
-        # short-lived commands that import a lot and multiply small matrices: collecting garbage, and starting a pool of
-        # threads for linear algebra, each cost a tenth of a small check
-        gc.disable()
+        # short-lived commands that multiply small matrices: collecting garbage, and starting a pool of threads for linear
+        # algebra, each cost a tenth of a small check
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -51,8 +51,8 @@ def main() -> NoReturn:
         print(f"bug: {type(error).__name__}: {error}. Please report it with the output of --debug.", file=sys.stderr)
         code = 1
     sys.stderr.flush()
-    if sys.argv[1:2] == ["check"]:
-        os._exit(code)  # all is written and closed; taking the interpreter apart takes another twentieth of a small check
+    if sys.argv[1:2] in (["check"], ["craft"]) and "joblib" not in sys.modules:
+        os._exit(code)  # all is written and closed, no process was started; taking the interpreter apart takes a twentieth more
     sys.exit(code)
 
 

@@ -1,5 +1,6 @@
 """onnxaudit bench."""
 
+import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,7 @@ def bench(
         seed=seed,
         device=device,
     )
+    gc.enable()
     console = Console()
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """onnxaudit craft."""
 
+import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +65,7 @@ def craft(
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "PyTorch", "torch") from None
 
+    gc.enable()
     console = Console()
     options = CraftOptions(
         victim=victim,
