@@ -16,7 +16,13 @@ from onnxaudit.schemes.representations import REPRESENTATIONS
 from onnxaudit.schemes.samplers import SAMPLERS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-SAME = {"ipguard-tr": "ipguard-tl", "ipguard-rl": "ipguard-tl", "ipguard-rr": "ipguard-tl", "sac-m-rbf": "sac-m", "deepjudge-jsd": "deepjudge"}
+SAME = {
+    "ipguard-tr": "ipguard-tl",
+    "ipguard-rl": "ipguard-tl",
+    "ipguard-rr": "ipguard-tl",
+    "sac-m-rbf": "sac-m",
+    "deepjudge-jsd": "deepjudge",
+}
 """Pages that say what differs from another and leave the rest to it."""
 SHARED = ("learned",)
 

@@ -78,12 +78,11 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
 
 def _with_references_of(bundle: QueryBundle, folder: Path, device: str, progress: Progress) -> QueryBundle:
     """The bundle with its references replaced by the models in a folder: a judge's own pool. It keeps its id."""
-    own = bundle.manifest.of_role("reference")
     others = tuple(m for m in bundle.manifest.models if m.role != "reference")
     manifest = dataclasses.replace(bundle.manifest, models=others, shortfall=None, pool_notes=())
-    gone = {model.id for model in own}
-    answers = {name: a for name, a in bundle.answers.items() if name not in gone}
-    insights = {name: seen for name, seen in bundle.insights.items() if name.split("/")[1] not in gone}
+    kept = {model.id for model in others}
+    answers = {name: a for name, a in bundle.answers.items() if name in kept}
+    insights = {name: seen for name, seen in bundle.insights.items() if name.split("/")[1] in kept}
     spec, classes = manifest.input, manifest.victim.num_classes
     targets = [(Target(str(file), spec, classes, device), f"given with the check, in {folder}") for file in model_files(folder)]
     emptied = dataclasses.replace(bundle, manifest=manifest, answers=answers, insights=insights)
