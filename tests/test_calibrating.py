@@ -272,3 +272,10 @@ def test_accuracy_is_not_known_without_labels(bare: QueryBundle) -> None:
     entry, answers, _ = ask_model(unlabelled, Target(str(reference(1)), bare.manifest.input, 10, "cpu"), "reference", "x")
     assert entry.accuracy is None
     assert answers.answered.all()
+
+
+def test_no_two_of_the_shipped_references_are_taken_for_one(crafted: QueryBundle) -> None:
+    """Several of them are of one family and were trained on the same data."""
+    ids = [model.id for model in crafted.manifest.of_role("reference")]
+    for one in ids:
+        assert copied(crafted.answers[one], [crafted.answers[other] for other in ids if other != one], []) is None
