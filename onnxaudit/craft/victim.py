@@ -85,6 +85,11 @@ class Victim:
         return scaled.to(getattr(torch, spec.dtype))
 
     def _scores(self, encoded: Tensor) -> Tensor:
+        # what the executor's optimiser does depends on which calls it saw first, and points are walked in several threads
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            return self._in_batches(encoded)
+
+    def _in_batches(self, encoded: Tensor) -> Tensor:
         if self.batch is None or len(encoded) == self.batch:
             return _first_tensor(self.program(encoded))
         parts = []

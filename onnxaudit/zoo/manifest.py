@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from onnxaudit.decode import decode, parse
 from onnxaudit.errors import ArtefactError, UsageError
@@ -15,13 +17,26 @@ KINDS = ("positive", "negative", "reference", "sibling")
 
 @dataclass(frozen=True, slots=True)
 class ZooEntry:
-    """One model. task: how it was derived ("extract_label", …) or "independent"."""
+    """One model. task: how it was derived ("extract_label", …) or "independent". accuracy: on its own task's test inputs.
+
+    deployed: what its server does to inputs and outputs, in order ("jpeg:quality=50"); several entries may share a file and
+    differ in this. labels: the label set it was made for, "" for the victim's own; models of different label sets are not
+    compared with each other. recipe: every parameter that it was made with; seed, data_sha256: of its training; parent: the
+    name of the model that it was made from.
+    """
 
     file: str
     kind: str
     task: str = ""
     arch: str = ""
     accuracy: float | None = None
+    name: str = ""
+    deployed: tuple[str, ...] = ()
+    labels: str = ""
+    parent: str = ""
+    seed: int | None = None
+    data_sha256: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_zoo(path: Path) -> list[ZooEntry]:
@@ -43,12 +58,22 @@ def load_zoo(path: Path) -> list[ZooEntry]:
         if not file.is_file():
             raise UsageError(f"{path.name}[{number}]: {entry.file} is not there", "Files are relative to the manifest.")
         found.append(dataclasses.replace(entry, file=str(file)))
-    twice = {entry.file for entry in found if sum(other.file == entry.file for other in found) > 1}
-    digests: dict[str, str] = {}
-    for entry in found:
-        digest = hashlib.sha256(Path(entry.file).read_bytes()).hexdigest()
-        if digests.setdefault(digest, entry.file) != entry.file:
-            twice |= {entry.file, digests[digest]}
-    if twice:
-        raise UsageError(f"{path.name} lists a model twice: {', '.join(sorted(twice))}", "Each model has one role.")
+    _check_distinct(found, path.name)
     return found
+
+
+def _check_distinct(entries: list[ZooEntry], where: str) -> None:
+    """Each model has one role: what is in a file is listed once for each way of being deployed, always as the same kind."""
+    seen: dict[tuple[str, tuple[str, ...]], str] = {}
+    kinds: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    twice: set[str] = set()
+    for entry in entries:
+        if entry.file not in digests:
+            digests[entry.file] = hashlib.sha256(Path(entry.file).read_bytes()).hexdigest()
+        digest = digests[entry.file]
+        if (digest, entry.deployed) in seen or kinds.setdefault(digest, entry.kind) != entry.kind:
+            twice |= {entry.file, *(file for (other, _), file in seen.items() if other == digest)}
+        seen.setdefault((digest, entry.deployed), entry.file)
+    if twice:
+        raise UsageError(f"{where} lists a model twice: {', '.join(sorted(twice))}", "Each model has one role.")

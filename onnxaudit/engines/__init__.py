@@ -1,0 +1,60 @@
+"""Where many independent pieces of work run: processes here, a Dask cluster, or Ray. One small seam, the same results."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Any, Protocol, Self
+
+from onnxaudit.errors import UsageError, missing_extra
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Instead of a result: every worker that took this piece of work died. reason: in words."""
+
+    reason: str
+
+
+class Engine(Protocol):
+    """Runs ``function(shared, item)`` for items somewhere; what a worker that died had taken runs on another.
+
+    slots: how many items run at once; to hand in about twice as many keeps every worker busy and memory flat.
+    """
+
+    slots: int
+
+    def submit(self, ticket: int, item: Any) -> None:
+        """Hand in one item under a number of the caller's, unique among those in flight."""
+
+    def wait(self) -> tuple[int, Any]:
+        """The ticket of an item that is done and its result, or ``Lost``; in no fixed order. What the function raised is raised."""
+
+    def __enter__(self) -> Self:
+        """The engine itself."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop the workers that it started; what is in flight is given up."""
+
+
+ENGINES: Mapping[str, str] = MappingProxyType({"local": "local", "dask": "cluster_dask", "ray": "cluster_ray"})
+
+
+def open_engine(
+    name: str, function: Callable[[Any, Any], Any], shared: Any, *, jobs: int | None = None, address: str | None = None
+) -> Engine:
+    """An engine for ``function``, which must be importable by name; ``shared`` is sent to every worker once.
+
+    jobs: processes of a local engine or local cluster (default: one a core). address: of an existing cluster (dask: its
+    scheduler; ray: its head, or "auto"); None starts a local one. Raises UsageError for an unknown name or a missing package.
+    """
+    if name not in ENGINES:
+        raise UsageError(f"--engine {name!r} is not known", f"Use {', '.join(ENGINES)}.")
+    try:
+        module = importlib.import_module(f"onnxaudit.engines.{ENGINES[name]}")
+    except ModuleNotFoundError as error:
+        raise missing_extra(error.name or name, name) from None
+    engine: Engine = module.open_engine(function, shared, jobs=jobs, address=address)
+    return engine
