@@ -8,7 +8,7 @@ takes a tenth of a small check.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias, cast
@@ -79,6 +79,26 @@ def reduce_access(suspect: Suspect, access: Access, k: int) -> Suspect:
     return cast("Callable[[Suspect, Access, int], Suspect]", pkgutil.resolve_name("onnxaudit_adapters.access:Reduced"))(
         suspect, access, k
     )
+
+
+def deployed_as(suspect: Suspect, steps: Sequence[str]) -> Suspect:
+    """The suspect behind a server that changes inputs and answers: ``jpeg:quality=50``, ``round:digits=2`` …; [] is itself.
+
+    Raises UsageError for a step that does not exist, or that cannot follow those before it.
+    """
+    return cast("Callable[[Suspect, Sequence[str]], Suspect]", pkgutil.resolve_name("onnxaudit_adapters.deployed:deployed_as"))(
+        suspect, steps
+    )
+
+
+def check_deployment(steps: Sequence[str]) -> None:
+    """Raise the UsageError that ``deployed_as`` would raise for these steps, before anything is opened."""
+    cast("Callable[[Sequence[str]], object]", pkgutil.resolve_name("onnxaudit_adapters.deployed:parse_steps"))(steps)
+
+
+def deployment_steps() -> list[tuple[str, str]]:
+    """What ``deployed_as`` knows: each step with its defaults as it may be written, and what it does."""
+    return cast("Callable[[], list[tuple[str, str]]]", pkgutil.resolve_name("onnxaudit_adapters.deployed:steps"))()
 
 
 def open_graph(graph: bytes) -> Graph:

@@ -68,7 +68,7 @@ def keywords(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _named(text: str) -> list[Scheme]:
-    name, given = _parsed(text)
+    name, given = parsed(text)
     if name in RESERVED:
         raise UsageError(f"there is no scheme {name!r}: {RESERVED[name]}")
     names = ALIASES.get(name, (name,))
@@ -92,7 +92,7 @@ def _with(scheme: Scheme, given: dict[str, Any], text: str) -> Scheme:
 
 
 def _composition(text: str) -> Scheme:
-    parts = [_parsed(part) for part in text.split("+")]
+    parts = [parsed(part) for part in text.split("+")]
     if len(parts) != 3:
         raise UsageError(f"{text!r} is not queries+representation+detector", "For example negative+correlation+l1.")
     tables = (("queries", SAMPLERS), ("representation", REPRESENTATIONS), ("detector", DETECTORS))
@@ -140,7 +140,7 @@ def _kind(default: Any) -> str:
     return kinds.get(type(default)) or ("true or false" if isinstance(default, bool) else f"a word, as {default!r}")
 
 
-def _parsed(text: str) -> tuple[str, dict[str, Any]]:
+def parsed(text: str) -> tuple[str, dict[str, Any]]:
     """``name:key=value,key=value`` as a name and its parameters."""
     name, separator, rest = text.partition(":")
     pairs = [item.partition("=") for item in rest.split(",")] if separator else []
