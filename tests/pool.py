@@ -16,7 +16,7 @@ from onnxaudit.craft.sample import Material
 from onnxaudit.craft.victim import Victim
 from onnxaudit.suspect import InputSpec
 from onnxaudit.zoo.recipes import extract_labels, extract_probabilities, fine_tune
-from onnxaudit.zoo.training import Recipe, build, fit, to_pixels
+from onnxaudit.zoo.training import Recipe, build, fit, logits, to_pixels
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 SHAPE = (28, 28, 1)
@@ -61,7 +61,9 @@ def pool() -> Pool:
         extract = (extract_probabilities, extract_labels)[seed % 2]
         tune = dataclasses.replace(recipe, epochs=2, lr=1e-3)
         derived.append(
-            fine_tune(victim, x[theirs], y[theirs], tune) if seed % 3 == 0 else extract(victim, x[theirs], recipe, SHAPE, 10)
+            fine_tune(victim, x[theirs], y[theirs], tune)
+            if seed % 3 == 0
+            else extract(logits(victim, x[theirs]), x[theirs], recipe, SHAPE)
         )
         part = others if seed % 2 else theirs
         independent.append(fit(build(recipe, SHAPE, 10), x[part], y[part], dataclasses.replace(recipe, seed=seed + 50)))

@@ -18,10 +18,10 @@ from onnxaudit.audit.checking import CheckOptions, check
 from onnxaudit.audit.judging import judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
-from onnxaudit.craft.pools.references import save_uint8_onnx
 from onnxaudit.interview import interview
 from onnxaudit.registry import open_suspect
 from onnxaudit.suspect import SuspectCard, Target
+from onnxaudit.zoo.saving import save_uint8_onnx
 from onnxaudit.zoo.training import Recipe, build
 from tests.mlserver_peer import running
 

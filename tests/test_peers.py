@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from onnxaudit.audit.calibrating import model_files
 from onnxaudit.craft.data import Data, load_data
 from onnxaudit.craft.pools.peers import has_gradients, open_peers
-from onnxaudit.craft.pools.references import DIFFERENTIABLE, save_network, split
+from onnxaudit.craft.pools.references import split
 from onnxaudit.craft.pools.surrogates import TrainedSurrogate, train_surrogates
 from onnxaudit.craft.sample import Peer
-from onnxaudit.craft.victim import Victim, copy_of, open_victim
+from onnxaudit.craft.victim import Victim, open_victim
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import InputSpec
+from onnxaudit.zoo.saving import DIFFERENTIABLE, copy_of, save_network
 from onnxaudit.zoo.training import Recipe, build, fit, to_pixels
 from tests.models import (
     CLASSES,

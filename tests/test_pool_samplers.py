@@ -24,7 +24,7 @@ from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import InputSpec, Queries
 from onnxaudit.zoo.recipes import extract_labels
-from onnxaudit.zoo.training import Recipe, build, fit, to_pixels
+from onnxaudit.zoo.training import Recipe, build, fit, logits, to_pixels
 from tests.pool import FIXTURES, Pool, as_victim, pool
 
 SAMPLERS: dict[str, tuple[Callable[..., Sample], dict[str, Any]]] = {
@@ -315,7 +315,8 @@ def tabular() -> Material:
         return fit(build(seeded, (64,), 10), pixels[start : start + 400], target[start : start + 400], seeded)
 
     victim = independent(0, 1)
-    surrogates = [extract_labels(victim, pixels[400:800], dataclasses.replace(recipe, seed=s), (64,), 10) for s in (2, 3)]
+    said = logits(victim, pixels[400:800])
+    surrogates = [extract_labels(said, pixels[400:800], dataclasses.replace(recipe, seed=s), (64,)) for s in (2, 3)]
     return Material(
         as_victim(victim, spec),
         Data(x[1000:], y[1000:], (), "vectors"),

@@ -20,18 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onnxaudit.archives import screen_exported, sniff
+from onnxaudit.craft.room import BATCH, fitting
 from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.suspect import InputSpec, Queries
-
-BATCH = 256
-"""Largest number of queries in one forward pass of the victim; bounds memory, not results."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Victim:
     """A loaded victim. program: takes what ``spec`` describes and gives (n, C) scores. normalised: they are probabilities.
 
-    file: where a program came from whose weights were frozen when it was loaded.
+    file: where a program came from whose weights were frozen when it was loaded. at_once: how many inputs one pass takes within
+    bounded memory, known once it is ``probed``.
     """
 
     program: Callable[[Tensor], Any]
@@ -44,6 +42,7 @@ class Victim:
     normalised: bool = False
     batch: int | None = None
     file: Path | None = None
+    at_once: int = BATCH
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Differentiable logits (n, C) of pixels in [0, 1], (n, C, H, W), or of vectors (n, d).
@@ -54,16 +53,21 @@ class Victim:
         return scores.clamp_min(1e-12).log() if self.normalised else scores
 
     @torch.no_grad()
-    def predict(self, pixels: Tensor) -> Tensor:
-        """Logits (n, C) of any number of pixels or vectors, in batches, without gradients."""
-        return torch.cat([self.logits(part) for part in pixels.split(BATCH)])
+    def predict(self, inputs: Tensor | Queries) -> Tensor:
+        """Logits (n, C) of any number of pixels, vectors or canonical queries, in batches, without gradients."""
+        if isinstance(inputs, Tensor):
+            return torch.cat([self.logits(part) for part in inputs.split(self.at_once)])
+        return torch.cat([self.logits(self.pixels(part)) for part in self._parts(inputs)])
 
     @torch.no_grad()
     def answer(self, queries: Queries) -> NDArray[np.float32]:
         """What the victim itself says, (n, C): logits or probabilities, as it ends."""
-        parts = [self._scores(self._encode(self.pixels(queries[i : i + BATCH]))) for i in range(0, len(queries), BATCH)]
+        parts = [self._scores(self._encode(self.pixels(part))) for part in self._parts(queries)]
         result: NDArray[np.float32] = torch.cat(parts).float().cpu().numpy()
         return result
+
+    def _parts(self, queries: Queries) -> list[Queries]:
+        return [queries[i : i + self.at_once] for i in range(0, max(1, len(queries)), self.at_once)]
 
     def pixels(self, queries: Queries) -> Tensor:
         """Canonical queries as pixels in [0, 1], NCHW, or vectors, on the victim's device."""
@@ -101,7 +105,7 @@ class Victim:
         return torch.cat(parts)
 
     def portable(self) -> bytes | None:
-        """The victim with weights that can be trained, as a TorchScript archive from pixels to logits, for ``copy_of``.
+        """The victim with weights that can be trained, as TorchScript from pixels to logits, for ``zoo.saving.copy_of``.
 
         None if it holds no float32 weights, takes one batch size only, or does not come out the same when traced.
         """
@@ -161,7 +165,8 @@ class Victim:
         if not torch.isfinite(scores).all():
             raise ArtefactError("the victim answers NaN or infinity")
         sums = (scores.min() >= 0) and (scores.sum(1) - 1).abs().max() < 1e-3
-        return dataclasses.replace(self, num_classes=scores.shape[1], normalised=bool(sums))
+        at_once = fitting(lambda x: self._scores(self._encode(x)), pixels.to(self.device), self.batch)
+        return dataclasses.replace(self, num_classes=scores.shape[1], normalised=bool(sums), at_once=at_once)
 
 
 class _FromPixels(torch.nn.Module):
@@ -174,14 +179,6 @@ class _FromPixels(torch.nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self._victim.logits(pixels)
-
-
-def copy_of(portable: bytes, device: torch.device) -> torch.nn.Module:
-    """A new copy of what ``Victim.portable`` gave, in eval mode, its weights to be trained or changed at will."""
-    module: torch.nn.Module = torch.jit.load(io.BytesIO(portable), map_location=device).eval()
-    for weight in module.parameters():
-        weight.requires_grad_(True)
-    return module
 
 
 def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
@@ -260,16 +257,28 @@ def _factory(model: str | None, path: Path) -> torch.nn.Module:
     module, _, name = model.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        made = getattr(importlib.import_module(module), name)()
+        factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UsageError(
             f"--model {model} cannot be imported: {error}", "Give it as module:factory, importable from here."
         ) from None
+    else:
+        made = _made(factory, model)
     finally:
         sys.path.remove(str(Path.cwd()))
     if not isinstance(made, torch.nn.Module):
         raise UsageError(f"--model {model} makes a {type(made).__name__}, not a torch.nn.Module")
     return made
+
+
+def _made(factory: Callable[[], Any], model: str) -> Any:
+    try:
+        return factory()
+    except Exception as error:  # the user's own code may raise anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"--model {model} fails when it is called without arguments: {reason[:200]}", "Give a function that returns the network."
+        ) from error
 
 
 def _with_weights(module: torch.nn.Module, path: Path, kind: str) -> torch.nn.Module:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from onnxaudit.errors import UsageError
 from onnxaudit.zoo.architectures import ARCHITECTURES, Shape
 
 
@@ -28,6 +29,9 @@ class Recipe:
     shift: int = 0
     adversarial: float = 0.0
     """L-infinity radius (in [0, 1] pixels) of the PGD examples that replace every batch; 0 trains on clean images."""
+    attack_steps: int = 5
+    optimiser: str = "adamw"
+    """"adamw" with a one-cycle schedule, "sgd" (momentum 0.9) with a cosine one, or "sgd-constant"."""
     seed: int = 0
 
 
@@ -64,9 +68,10 @@ def distillation(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
-def _attack(model: nn.Module, x: Tensor, y: Tensor, radius: float, generator: torch.Generator, steps: int = 5) -> Tensor:
+def _attack(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """Projected gradient descent in the L-infinity ball, random start, step 2.5 radius / steps (Madry et al. 2018)."""
-    delta = (torch.rand(x.shape, generator=generator) * 2 - 1) * radius
+    radius, steps = recipe.adversarial, recipe.attack_steps
+    delta = (torch.rand(x.shape, generator=generator) * 2 - 1).to(x.device) * radius
     for _ in range(steps):
         delta.requires_grad_(True)
         loss = functional.cross_entropy(model((x + delta).clamp(0, 1)), y)
@@ -85,7 +90,7 @@ def fit(
     parameters: list[nn.Parameter] | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> nn.Module:
-    """Train in place with AdamW and a one-cycle schedule, and return the model in eval mode.
+    """Train in place, on the device the model is on, and return the model in eval mode.
 
     x: pixels (n, C, H, W) or vectors (n, d). targets: what ``loss`` compares the logits with, one row an input.
     parameters: what to train (all by default; with a subset, BatchNorm stays in eval mode). after_step: called after each
@@ -93,24 +98,38 @@ def fit(
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     trained = list(model.parameters()) if parameters is None else parameters
+    device = trained[0].device
     steps = max(1, len(x) // recipe.batch)
-    optimiser = torch.optim.AdamW(trained, recipe.lr, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, max(2, steps * recipe.epochs))
+    optimiser, schedule = _optimiser(recipe, trained, max(2, steps * recipe.epochs))
     model.train(parameters is None)
     for _ in range(recipe.epochs):
         order = torch.randperm(len(x), generator=generator)
         for step in range(steps):
             rows = order[step * recipe.batch : (step + 1) * recipe.batch]
-            inputs = _augment(x[rows], recipe, generator)
+            inputs, wanted = _augment(x[rows], recipe, generator).to(device), targets[rows].to(device)
             if recipe.adversarial:
-                inputs = _attack(model, inputs, targets[rows], recipe.adversarial, generator)
+                inputs = _attack(model, inputs, wanted, recipe, generator)
             optimiser.zero_grad()
-            loss(model(inputs), targets[rows]).backward()
+            loss(model(inputs), wanted).backward()
             optimiser.step()
             schedule.step()
             if after_step is not None:
                 after_step()
     return model.eval()
+
+
+def _optimiser(
+    recipe: Recipe, trained: list[nn.Parameter], steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """The recipe's optimiser, and how its rate goes over so many steps."""
+    rates = torch.optim.lr_scheduler
+    if recipe.optimiser == "adamw":
+        adam = torch.optim.AdamW(trained, recipe.lr, weight_decay=recipe.weight_decay)
+        return adam, rates.OneCycleLR(adam, recipe.lr, steps)
+    if recipe.optimiser not in ("sgd", "sgd-constant"):
+        raise UsageError(f"optimiser {recipe.optimiser!r} is not known", "Use adamw, sgd or sgd-constant.")
+    sgd = torch.optim.SGD(trained, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+    return sgd, rates.CosineAnnealingLR(sgd, steps) if recipe.optimiser == "sgd" else rates.ConstantLR(sgd, 1.0)
 
 
 def _augment(x: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
@@ -129,7 +148,9 @@ def _augment(x: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def logits(model: nn.Module, x: Tensor, batch: int = 1000) -> Tensor:
     """Logits (n, C) of all inputs, in batches."""
-    return torch.cat([model(x[i : i + batch]) for i in range(0, len(x), batch)])
+    weight = next(model.parameters(), None)
+    device = x.device if weight is None else weight.device
+    return torch.cat([model(x[i : i + batch].to(device)).cpu() for i in range(0, len(x), batch)])
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onnxaudit.craft.pools.references import DIFFERENTIABLE
 from onnxaudit.craft.sample import Material, Peer
 from onnxaudit.craft.victim import BATCH, Victim, open_victim
 from onnxaudit.errors import UsageError
 from onnxaudit.registry import open_suspect
 from onnxaudit.suspect import InputSpec, Queries, Target
+from onnxaudit.zoo.saving import DIFFERENTIABLE
 
 PROGRAMS = (".pt", ".ts", ".pt2")
 """Suffixes of formats that have gradients."""

@@ -6,17 +6,17 @@ import dataclasses
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from onnxaudit.craft.data import Data
 from onnxaudit.errors import UsageError
+from onnxaudit.zoo.saving import DIFFERENTIABLE, save_network
 from onnxaudit.zoo.training import Recipe, accuracy, build, fit, to_pixels
 
 CLOSE = 0.02
@@ -27,8 +27,6 @@ POOR = 0.03
 """A reference further below the victim than this is weak: it would make strong innocents look suspicious."""
 ASIDE = 4
 """One in so many inputs is kept from training, for queries and for measuring accuracy."""
-DIFFERENTIABLE = ".torchscript"
-"""Suffix of the copy that gradients are taken of: not one of a format's own, so that a folder's models are listed once."""
 IMAGES_SEEN = {"vgg": 50_000, "resnet": 60_000, "lenet": 120_000, "mlp": 120_000}
 """Length of a first training in images: architectures that learn well from few of them, each for about the same time."""
 
@@ -143,54 +141,3 @@ def _attempts(data: Data, seed: int, index: int) -> list[Recipe]:
         seed=int(rng.integers(2**31)),
     )
     return [first, dataclasses.replace(first, epochs=round(1.5 * first.epochs), width=1.25 * first.width, seed=first.seed + 1)]
-
-
-class _RawPixels(nn.Module):
-    """A network behind what deployed image models take: uint8, NHWC."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.network(x.float().permute(0, 3, 1, 2) / 255.0)
-        return scores
-
-
-def save_network(model: nn.Module, shape: tuple[int, ...], path: Path) -> None:
-    """Save a network that takes pixels in [0, 1], NCHW, or vectors: as ONNX at ``path``, and as TorchScript next to it."""
-    save_differentiable(model, shape, path.with_suffix(DIFFERENTIABLE))
-    save_uint8_onnx(model, shape, path)
-
-
-def save_differentiable(model: nn.Module, shape: tuple[int, ...], path: Path) -> None:
-    """The network itself as TorchScript: pixels in [0, 1], NCHW, or vectors go in. Written in one step."""
-    example = torch.zeros(2, *((shape[2], *shape[:2]) if len(shape) == 3 else shape))
-    temporary = path.with_suffix(".tmp")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        script = model if isinstance(model, torch.jit.ScriptModule) else torch.jit.trace(model.eval(), example)
-        torch.jit.save(script.eval(), str(temporary))
-    temporary.replace(path)
-
-
-def save_uint8_onnx(model: nn.Module, shape: tuple[int, ...], path: Path) -> None:
-    """Export with a dynamic batch; images go in as uint8 NHWC, vectors as float32. Written in one step."""
-    image = len(shape) == 3
-    example = torch.zeros(1, *shape, dtype=torch.uint8 if image else torch.float32)
-    temporary = path.with_suffix(".tmp")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        network: nn.Module = _RawPixels(model).eval() if image else model.eval()
-        if isinstance(model, torch.jit.ScriptModule) and image:  # the exporter takes a script, but none inside a module
-            network = torch.jit.trace(network, example)
-        torch.onnx.export(
-            network,
-            (example,),
-            str(temporary),
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_axes={"input": {0: "n"}, "logits": {0: "n"}},
-            dynamo=False,
-        )
-    temporary.replace(path)

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onnxaudit.craft.data import Data
-from onnxaudit.craft.pools.references import DIFFERENTIABLE, save_network, save_uint8_onnx
-from onnxaudit.craft.victim import BATCH, Victim, copy_of
+from onnxaudit.craft.victim import BATCH, Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
-from onnxaudit.zoo.training import Recipe, accuracy, build, distillation, fit, to_pixels
+from onnxaudit.zoo import recipes
+from onnxaudit.zoo.saving import DIFFERENTIABLE, copy_of, save_network, save_uint8_onnx
+from onnxaudit.zoo.training import Recipe, accuracy, to_pixels
 
 EXTRACTIONS = ("extract-probabilities", "extract-labels", "extract-adversarially")
 DERIVATIONS = ("fine-tune", "prune")
@@ -196,28 +197,14 @@ def _network(plan: _Plan, lesson: _Lesson, shape: tuple[int, ...], portable: byt
     """The plan's network, trained: the recipes of ``zoo.recipes``, for a victim that is known by its answers or as an archive."""
     recipe, x, scores = plan.recipe, _pixels(lesson.x), torch.tensor(lesson.scores)
     if portable is not None:
-        model = copy_of(portable, torch.device("cpu"))
-        mask = _pruning(model, plan.strength) if plan.task == "prune" else None
-        return fit(model, x, torch.tensor(lesson.y), recipe, after_step=mask)
-    fresh = build(recipe, shape, scores.shape[1])
+        copy, y = copy_of(portable, torch.device("cpu")), torch.tensor(lesson.y)
+        return (
+            recipes.prune_weights(copy, x, y, recipe, plan.strength)
+            if plan.task == "prune"
+            else recipes.fine_tune(copy, x, y, recipe)
+        )
     if plan.task == "extract-probabilities":
-        return fit(fresh, x, scores, recipe, loss=distillation(plan.strength))
-    model = fit(fresh, x, scores.argmax(1), recipe)
+        return recipes.extract_probabilities(scores, x, recipe, shape, plan.strength)
     if plan.task == "extract-labels":
-        return model
-    hardened = dataclasses.replace(recipe, epochs=1, lr=recipe.lr / 5, adversarial=plan.strength)
-    return fit(model, x, scores.argmax(1), hardened)
-
-
-def _pruning(model: nn.Module, share: float) -> Callable[[], None]:
-    """Zeroes the share of smallest entries of each matrix or kernel; to be called again after each step of training."""
-    weights = [weight for weight in model.parameters() if weight.ndim > 1]
-    kept = [(weight, weight.detach().abs() > float(np.quantile(weight.detach().abs().numpy(), share))) for weight in weights]
-
-    @torch.no_grad()
-    def mask() -> None:
-        for weight, keep in kept:
-            weight.mul_(keep)
-
-    mask()
-    return mask
+        return recipes.extract_labels(scores, x, recipe, shape)
+    return recipes.extract_adversarially(scores, x, recipe, shape, plan.strength, epochs=1)

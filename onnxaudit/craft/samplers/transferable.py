@@ -14,8 +14,9 @@ from onnxaudit.craft.pools.peers import labels_of, needed_references
 from onnxaudit.craft.sample import Material, Sample
 from onnxaudit.craft.side_by_side import side_by_side
 from onnxaudit.craft.space import Space
-from onnxaudit.craft.victim import BATCH, Victim, copy_of
+from onnxaudit.craft.victim import BATCH, Victim
 from onnxaudit.errors import UsageError
+from onnxaudit.zoo.saving import copy_of
 
 Logits = Callable[[Tensor], Tensor]
 
