@@ -130,7 +130,7 @@ def test_resizing_is_bilinear_as_scikit_images() -> None:
     images = colour()
     both = through(images, "resize:scale=2")
     for image, ours in zip(images, both, strict=True):
-        doubled = skimage_resize(image / 255, (42, 48), order=1, mode="edge", anti_aliasing=False)
+        doubled = skimage_resize(image / 255, (42, 48), order=1, mode="edge", anti_aliasing=False)  # type: ignore[no-untyped-call]
         # to double and back, with antialiasing: a triangle over four of the doubled pixels
         weights = np.array([1, 3, 3, 1]) / 8
         padded = np.pad(doubled, ((1, 1), (1, 1), (0, 0)), mode="edge")
