@@ -1,0 +1,142 @@
+"""A Dask cluster: an existing one by the address of its scheduler, or one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+import uuid
+from collections import deque
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+import dask
+from distributed import Client, Future, KilledWorker, LocalCluster, WorkerPlugin, get_worker
+
+from onnxaudit.engines import Lost, Work
+from onnxaudit.errors import UsageError
+
+PATIENCE = 30
+"""Seconds to wait for a scheduler."""
+_FRESH = 10.0
+"""Seconds for which the number of workers is taken as known: those of a batch system come and go."""
+
+
+def open_engine(function: Work, shared: Any, *, jobs: int | None, address: str | None) -> DaskEngine:
+    """Connect to a scheduler, or start a cluster of single-threaded processes here. Raises UsageError if nothing answers."""
+    logging.getLogger("distributed").setLevel(
+        logging.CRITICAL
+    )  # it reports each lost worker in pages; the result says it in a line
+    cluster = None
+    if address is None:
+        # the configuration of Dask sets one thread for the linear algebra of each worker by itself
+        with dask.config.set(
+            {"distributed.scheduler.allowed-failures": 1, "distributed.admin.system-monitor.gil.enabled": False}
+        ):
+            cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, dashboard_address=None)
+    try:
+        client = Client(cluster or address, timeout=PATIENCE, set_as_default=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UsageError(f"no Dask scheduler answers at {address}: {reason}", "Start one with: dask scheduler") from None
+    return DaskEngine(function, shared, client, cluster)
+
+
+class _Shared(WorkerPlugin):
+    """Carries the function and what is shared to every worker once, also to those that join later or replace one that died."""
+
+    def __init__(self, name: str, function: Work, shared: Any) -> None:
+        self.name = name
+        self.state = (function, shared)
+
+
+def _call(name: str, item: Any) -> Any:
+    plugin: Any = get_worker().plugins[name]
+    function, shared = plugin.state
+    return function(shared, item)
+
+
+class DaskEngine:
+    """Dask runs again what a worker that died had taken, and gives a piece up that was there too often (KilledWorker).
+
+    That counts what waited on the worker as well as what ran. So what is given up is tried once more with nothing of ours beside
+    it, and is lost only if it kills its workers then.
+    """
+
+    def __init__(self, function: Work, shared: Any, client: Client, cluster: LocalCluster | None) -> None:
+        self._client = client
+        self._cluster = cluster
+        self._name = f"onnxaudit-{uuid.uuid4().hex}"
+        self._active: dict[Any, tuple[int, Any, Future[Any]]] = {}
+        self._blamed: deque[tuple[int, Any]] = deque()
+        self._held: deque[tuple[int, Any]] = deque()
+        self._alone = False
+        self._count = 0
+        self._done: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+        self._slots, self._asked = 1, -_FRESH
+        client.register_plugin(_Shared(self._name, function, shared))
+
+    @property
+    def slots(self) -> int:
+        """Threads of all workers; at least one, where they are still to come."""
+        if time.monotonic() - self._asked > _FRESH:
+            self._slots = max(1, sum(self._client.nthreads().values()))
+            self._asked = time.monotonic()
+        return self._slots
+
+    def submit(self, ticket: int, item: Any) -> None:
+        """As the protocol; held back while a piece is tried alone, or too many want to be."""
+        if self._alone or len(self._blamed) >= self.slots:
+            self._held.append((ticket, item))
+        else:
+            self._start(ticket, item)
+
+    def wait(self) -> tuple[int, Any]:
+        """As the protocol."""
+        while True:
+            if not self._active:
+                self._next()
+            future = self._done.get()
+            ticket, item, _ = self._active.pop(future.key)
+            alone, self._alone = self._alone, False
+            if future.status == "cancelled":
+                raise UsageError("the Dask scheduler went away", "What is done is kept; go on with the same command.")
+            try:
+                return ticket, future.result()
+            except KilledWorker as error:
+                if alone:
+                    return ticket, Lost(f"every worker that took it died (last: {error.last_worker.address})")
+                self._blamed.append((ticket, item))
+            finally:
+                future.release()
+
+    def _next(self) -> None:
+        """Nothing of ours runs: try what was blamed, one by one; then go on."""
+        if self._blamed:
+            self._alone = True
+            self._start(*self._blamed.popleft())
+            return
+        while self._held:
+            self._start(*self._held.popleft())
+
+    def _start(self, ticket: int, item: Any) -> None:
+        self._count += 1
+        key = f"{self._name}-{self._count}"
+        future = self._client.submit(_call, self._name, item, key=key, pure=False)
+        self._active[key] = (ticket, item, future)
+        future.add_done_callback(self._done.put)
+
+    def __enter__(self) -> Self:
+        """The engine itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Give up what runs, take what was shared from the workers, and stop those that it started."""
+        with suppress(Exception):  # the cluster may be gone, which is no reason to hide what happened
+            self._client.cancel([future for _, _, future in self._active.values()], force=True)
+            if self._cluster is None:
+                self._client.unregister_worker_plugin(self._name)
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
