@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from onnxaudit.answers import Access
 from onnxaudit.errors import UsageError
-from onnxaudit.suspect import Suspect, Target
+from onnxaudit.suspect import InputSpec, Queries, Suspect, Target
 
 Graph: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """A frozen network: (rows, features) to (rows, outputs)."""
@@ -99,6 +99,17 @@ def check_deployment(steps: Sequence[str]) -> None:
 def deployment_steps() -> list[tuple[str, str]]:
     """What ``deployed_as`` knows: each step with its defaults as it may be written, and what it does."""
     return cast("Callable[[], list[tuple[str, str]]]", pkgutil.resolve_name("onnxaudit_adapters.deployed:steps"))()
+
+
+def quantise(kind: str, source: Path, target: Path, calibration: Queries | None = None, spec: InputSpec | None = None) -> None:
+    """Write the "fp16", "int8-static" or "int8-dynamic" export of a float32 ONNX file; the adapters bring what converts it.
+
+    calibration: canonical queries, for "int8-static"; spec: how they become inputs where the file does not say. Raises
+    UsageError or ArtefactError where it cannot be done, and then writes nothing.
+    """
+    cast("Callable[..., None]", pkgutil.resolve_name("onnxaudit_adapters.quantise:quantise"))(
+        kind, source, target, calibration, spec
+    )
 
 
 def open_graph(graph: bytes) -> Graph:

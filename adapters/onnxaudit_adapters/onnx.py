@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
 from onnxaudit.errors import ArtefactError, SuspectError, UsageError
@@ -81,22 +83,26 @@ class OnnxSuspect(Suspect):
 
     def _ask(self, queries: Queries) -> Answers:
         """Answers to one batch. Raises UsageError for queries of another size, SuspectError if the runtime fails."""
-        batch = self._signature.shaped(self.card.input.encode(queries))
+        feeds = self.feeds(queries)
         if self._output is None:
-            values = dict(zip(self._names(), self._run(None, batch), strict=True))
+            values = dict(zip(self._names(), self._run(None, feeds), strict=True))
             self._output = choose(values, len(queries), self.card.num_classes)
             return read_output(values[self._output], len(queries), self.card.num_classes, self._class_names)
-        (value,) = self._run([self._output], batch)
+        (value,) = self._run([self._output], feeds)
         return read_output(value, len(queries), self.card.num_classes, self._class_names)
+
+    def feeds(self, queries: Queries) -> dict[str, NDArray[np.generic]]:
+        """Queries as the model takes them, by the name of its input. Raises UsageError for queries of another size."""
+        return {self._given: self._signature.shaped(self.card.input.encode(queries))}
 
     def _names(self) -> list[str]:
         return [output.name for output in self._session.get_outputs()] if self._session else []
 
-    def _run(self, outputs: list[str] | None, batch: object) -> list[Any]:
+    def _run(self, outputs: list[str] | None, feeds: dict[str, NDArray[np.generic]]) -> list[Any]:
         if self._session is None:
             raise SuspectError(f"{self.card.source} is closed")
         try:
-            values: list[Any] = self._session.run(outputs, {self._given: batch})
+            values: list[Any] = self._session.run(outputs, feeds)
         except Exception as error:  # the runtime's errors have no common class of their own
             raise SuspectError(f"{self.card.source} failed: {_reason(error)}") from error
         return values
