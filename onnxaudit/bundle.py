@@ -107,7 +107,7 @@ class Manifest:
         return tuple(model for model in self.models if model.role == role)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class QueryBundle:
     """A manifest with its tensors.
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,14 +67,15 @@ def compare(bundle: QueryBundle, references: Sequence[Answers], suspect: Answers
     models = [*references, suspect]
     access = min(model.access for model in (*models, bundle.answers["victim"]))
     width = min(model.classes.shape[1] for model in models) if access == Access.TOPK else 1
-    cut = [answers.degrade(access, width) for answers in (bundle.answers["victim"], *models)]
+    pool = _pool(bundle, references)
+    cut = [*pool.cut(access, width), suspect.degrade(access, width)]
     covariate = _covariate(bundle, models)
     named = ["victim", *(model.id for model in bundle.manifest.of_role("reference")[: len(references)])]
     seen = [*(insights_of(bundle, name) for name in named), inside or {}]
     schemes = tuple(
         _inside(bundle, entry, key, seen, covariate)
         if (key := insight_key(entry))
-        else _scheme(bundle, entry, cut, suspect.answered, covariate)
+        else _scheme(bundle, entry, cut, suspect.answered, covariate, pool, width)
         for entry in bundle.manifest.schemes
     )
     ran = [scheme.standardised for scheme in schemes if scheme.standardised is not None]
@@ -104,8 +108,15 @@ def _covariate(bundle: QueryBundle, models: Sequence[Answers]) -> Floats | None:
 
 
 def _scheme(
-    bundle: QueryBundle, entry: SchemeEntry, cut: Sequence[Answers], answered: NDArray[np.bool_], covariate: Floats | None
+    bundle: QueryBundle,
+    entry: SchemeEntry,
+    cut: Sequence[Answers],
+    answered: NDArray[np.bool_],
+    covariate: Floats | None,
+    pool: _Pool,
+    width: int,
 ) -> SchemeScores:
+    """cut: answers of the victim, the references and the suspect, at one level of access."""
     representation, detector = REPRESENTATIONS.get(entry.representation), DETECTORS.get(entry.detector)
     if representation is None or detector is None:
         raise ArtefactError(f"the bundle has a scheme that this version does not know: {entry.name}", "Update onnxaudit.")
@@ -121,31 +132,124 @@ def _scheme(
         return skipped(f"only {len(rows)} of its queries were answered")
     if detector.trainer and not here.all():
         return skipped(f"only {len(rows)} of its {stop - start} queries were answered; what it learned needs all of them")
-    columns = {name: column[here] for name, column in bundle.columns_of(entry).items()}
-    if detector.trainer:  # it learned from probabilities
-        cut = [answers.degrade(Access.PROBS) for answers in cut]
-    extra = {"graph": open_graph(bundle.graphs[entry.name])} if entry.name in bundle.graphs else {}
     try:
-        own = representation.function(cut[0].take(rows), columns, **entry.representing)
-        if not own.size:
+        key = (entry.name, cut[0].access, width)
+        side = pool.sides.get(key) if here.all() else None
+        if side is None:
+            side = _side(bundle, entry, representation, detector, cut[:-1], rows)
+        if not side.own.size:
             return skipped("none of its pairs was answered whole")
-
-        def score(answers: Answers) -> float:
-            represented = representation.function(answers, columns, **entry.representing)
-            return detector.function(own, represented, **entry.detecting, **extra)
-
-        # one model at a time: a matrix of all pairs of a thousand queries takes 8 MB
-        scores = np.array([score(answers.take(rows)) for answers in cut[1:]])
+        suspect = side.cut(cut[-1])
+        scores = np.array([*side.scores, side.score(suspect)])
     except (TypeError, ValueError, KeyError, IndexError, MemoryError) as error:
         if detector.trainer and isinstance(error, ValueError):
             return skipped(f"what it learned does not fit answers of this access: {error}")
         raise ArtefactError(f"the bundle's parameters of {entry.name} are not known: {error}", "Update onnxaudit.") from None
+    if here.all():
+        pool.sides[key] = side
     if not np.isfinite(scores).all():
         return skipped("its score is not defined for these answers, which are the same for every query")
-    floor = least_spread(representation, detector, len(own))
+    floor = least_spread(representation, detector, len(side.own))
     if cut[0].access == Access.LABEL:
-        floor = max(floor, _label_spread(cut[0].take(rows), [answers.take(rows) for answers in cut[1:]], score))
+        floor = max(floor, _mean_change([*side.changes, _label_change(side.victim, suspect, side.score)]))
     return _standardised(entry.name, len(rows), access, scores, covariate, floor)
+
+
+@dataclass(eq=False)
+class _Side:
+    """One scheme's part that no suspect changes: the victim's representation, and the references' scores on the same rows.
+
+    trained: answers are cut to probabilities, which a learned detector was made with.
+    """
+
+    rows: NDArray[np.integer]
+    trained: bool
+    represent: Callable[[Answers], NDArray[Any]]
+    compare: Callable[[NDArray[Any], NDArray[Any]], float]
+    victim: Answers
+    references: Sequence[Answers]
+
+    def cut(self, answers: Answers) -> Answers:
+        """The answers that are compared."""
+        return (answers.degrade(Access.PROBS) if self.trained else answers).take(self.rows)
+
+    @cached_property
+    def own(self) -> NDArray[Any]:
+        return self.represent(self.victim)
+
+    def score(self, answers: Answers) -> float:
+        return self.compare(self.own, self.represent(answers))
+
+    @cached_property
+    def scores(self) -> list[float]:
+        # one model at a time: a matrix of all pairs of a thousand queries takes 8 MB
+        return [self.score(self.cut(answers)) for answers in self.references]
+
+    @cached_property
+    def changes(self) -> list[float | None]:
+        return [_label_change(self.victim, self.cut(answers), self.score) for answers in self.references]
+
+
+def _side(
+    bundle: QueryBundle,
+    entry: SchemeEntry,
+    representation: Representation,
+    detector: Detector,
+    cut: Sequence[Answers],
+    rows: NDArray[np.integer],
+) -> _Side:
+    """cut: the victim's answers and the references'."""
+    columns = {name: column[rows - entry.rows[0]] for name, column in bundle.columns_of(entry).items()}
+    extra: Mapping[str, Any] = {"graph": open_graph(bundle.graphs[entry.name])} if entry.name in bundle.graphs else {}
+
+    def represent(answers: Answers) -> NDArray[Any]:
+        return representation.function(answers, columns, **entry.representing)
+
+    def score(own: NDArray[Any], other: NDArray[Any]) -> float:
+        return detector.function(own, other, **entry.detecting, **extra)
+
+    trained = bool(detector.trainer)
+    victim = (cut[0].degrade(Access.PROBS) if trained else cut[0]).take(rows)
+    return _Side(rows, trained, represent, score, victim, cut[1:])
+
+
+@dataclass(eq=False)
+class _Pool:
+    """A bundle's references, with what was worked out of them: whoever checks one suspect after another does it once.
+
+    sides: by scheme, access and width, of schemes that were answered whole.
+    """
+
+    victim: Answers
+    references: Sequence[Answers]
+    sides: dict[tuple[str, Access, int], _Side]
+    cuts: dict[tuple[Access, int], list[Answers]]
+
+    def cut(self, access: Access, width: int) -> list[Answers]:
+        """The victim's answers and the references', cut to a level of access."""
+        key = (access, width)
+        if key not in self.cuts:
+            if len(self.cuts) >= MOST_CUTS:
+                self.cuts.clear()
+                self.sides.clear()
+            self.cuts[key] = [answers.degrade(access, width) for answers in (self.victim, *self.references)]
+        return self.cuts[key]
+
+
+_POOLS: WeakKeyDictionary[QueryBundle, _Pool] = WeakKeyDictionary()
+"""The pool that a bundle was last compared with; it goes when the bundle goes."""
+MOST_CUTS = 4
+
+
+def _pool(bundle: QueryBundle, references: Sequence[Answers]) -> _Pool:
+    """What is known of these references of a bundle; answers are told apart by identity, for they never change."""
+    known = _POOLS.get(bundle)
+    same = known is not None and len(known.references) == len(references)
+    if known is None or not same or any(a is not b for a, b in zip(known.references, references, strict=True)):
+        known = _Pool(bundle.answers["victim"], tuple(references), {}, {})
+        if references:
+            _POOLS[bundle] = known
+    return known
 
 
 def _standardised(name: str, queries: int, access: str, scores: Floats, covariate: Floats | None, floor: float) -> SchemeScores:
@@ -153,23 +257,25 @@ def _standardised(name: str, queries: int, access: str, scores: Floats, covariat
     return SchemeScores(name, queries, access, scores, standardise(scores, covariate, floor), tied)
 
 
-def _label_spread(victim: Answers, models: Sequence[Answers], score: Callable[[Answers], float]) -> float:
+def _label_change(victim: Answers, model: Answers, score: Callable[[Answers], float]) -> float | None:
     """The largest sampling error of a score that only labels go into, by what so many more of the victim's labels do to it.
 
-    Of n labels, sqrt(n) / 2 more or fewer match by chance; so many of a model's are made the victim's, and the mean change of the
-    score is taken over all models, the suspect too. For a matching rate this is 0.5 / sqrt(n).
+    Of n labels, sqrt(n) / 2 more or fewer match by chance; so many of a model's are made the victim's. For a matching rate the
+    change is 0.5 / sqrt(n). None where too few differ.
     """
     count, classes = max(1, round(0.5 * len(victim) ** 0.5)), victim.num_classes
-    changes = []
-    for model in models:
-        other = np.flatnonzero(model.labels != victim.labels)
-        if len(other) < count:
-            continue
-        labels = model.labels.copy()
-        rows = other[:: len(other) // count][:count]
-        labels[rows] = victim.labels[rows]
-        changes.append(abs(score(Answers.from_labels(labels, classes)) - score(model)))
-    known = [change for change in changes if np.isfinite(change)]
+    other = np.flatnonzero(model.labels != victim.labels)
+    if len(other) < count:
+        return None
+    labels = model.labels.copy()
+    rows = other[:: len(other) // count][:count]
+    labels[rows] = victim.labels[rows]
+    return abs(score(Answers.from_labels(labels, classes)) - score(model))
+
+
+def _mean_change(changes: Sequence[float | None]) -> float:
+    """The mean over all models, the suspect too."""
+    known = [change for change in changes if change is not None and np.isfinite(change)]
     return float(np.mean(known)) if known else 0.0
 
 
