@@ -31,8 +31,9 @@ _FATAL, _WARNING = 4, 2
 def open_onnx(target: Target) -> OnnxSuspect:
     """Open an ONNX or ORT file. The bytes that are hashed are the bytes that run.
 
-    Raises ArtefactError for a file that is damaged, foreign, or reaches outside its folder; UsageError if it does not take one
-    image or vector, or the device cannot be had.
+    options of the target: ``output_name``; ``threads``, that run one model (default: ONNX Runtime's choice, all cores; where
+    there is a process a core, one is right). Raises ArtefactError for a file that is damaged, foreign, or reaches outside its
+    folder; UsageError if it does not take one image or vector, or the device cannot be had.
     """
     path = Path(target.source)
     try:
@@ -40,7 +41,7 @@ def open_onnx(target: Target) -> OnnxSuspect:
     except OSError as error:
         raise ArtefactError(f"{path.name} cannot be read: {error.strerror or error}") from None
     external = external_files(data, path) if data[4:8] != b"ORTM" and MAY_HAVE in data else {}
-    session = _session(data, path, target.device, bool(external))
+    session = _session(data, path, target.device, bool(external), target.options.get("threads"))
     given, signature = _signature(session, target)
     wanted = target.options.get("output_name")
     names = [output.name for output in session.get_outputs()]
@@ -112,10 +113,13 @@ class OnnxSuspect(Suspect):
         self._session = None
 
 
-def _session(data: bytes, path: Path, device: str, external: bool) -> onnxruntime.InferenceSession:
+def _session(data: bytes, path: Path, device: str, external: bool, threads: object = None) -> onnxruntime.InferenceSession:
     """A silent session of exactly these bytes. The defaults for threads were the fastest for small models that were tried."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
+    if isinstance(threads, int):
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
     if external:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
     cuda = wants_cuda(device, "onnxruntime", "CUDAExecutionProvider" in onnxruntime.get_available_providers())
@@ -131,7 +135,7 @@ def _session(data: bytes, path: Path, device: str, external: bool) -> onnxruntim
         if cuda and "CUDA" in str(error):
             if device == "cuda":
                 raise cuda_failed("onnxruntime") from error
-            return _session(data, path, "cpu", external)
+            return _session(data, path, "cpu", external, threads)
         raise ArtefactError(f"{path.name} cannot be run as an ONNX model: {_reason(error)}", "Export it again.") from None
     if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise cuda_failed("onnxruntime")
