@@ -8,8 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from onnxaudit.craft.room import BATCH
 from onnxaudit.craft.space import Space
-from onnxaudit.craft.victim import BATCH
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnxaudit.craft.layers import look_inside
-from onnxaudit.craft.victim import BATCH, Victim
+from onnxaudit.craft.room import BATCH, fitting
+from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import InputSpec, Queries
 
@@ -57,7 +58,7 @@ class Program:
 
 def program_of(victim: Victim) -> Program:
     """A victim as a program to look into."""
-    return Program(victim.program, victim.spec, victim.device, victim.num_classes, victim.batch)
+    return Program(victim.program, victim.spec, victim.device, victim.num_classes, victim.batch, most=victim.at_once)
 
 
 def insight(kind: str, program: Program, queries: Queries, **parameters: Any) -> Insight:
@@ -120,35 +121,45 @@ def gradients(
         scores = scores.clamp_min(1e-12).log() if normalised else scores
         return scores - scores.mean(1, keepdim=True) if score == "centred" else scores
 
-    at_once = max(1, program.most // nodes)
+    at_once = min(program.most, fitting(program.scores, x[:4], program.batch)) if len(x) >= 4 else 1
     parts = []
-    for part in x.split(at_once):
-        terms = sketched(path_terms(logits, part, start, nodes), sketch)
+    for part in x.split(max(1, at_once // nodes)):
+        terms = sketched(path_terms(logits, part, start, nodes, at_once), sketch)
         parts.append(terms / terms.abs().amax((1, 2), keepdim=True).clamp_min(1e-30))
     return torch.cat(parts).half().cpu().numpy()
 
 
-def path_terms(logits: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, nodes: int) -> Tensor:
+def path_terms(logits: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, nodes: int, at_once: int = BATCH) -> Tensor:
     """(x - start) * dF/dx at each Gauss-Legendre node on the line from start (1, …) to x, (n, nodes, values).
 
     F: the logit of the class that is largest at x. Raises UsageError where the function has no gradient, or cannot be
-    differentiated though it can be called.
+    differentiated though it can be called. at_once: points in one pass.
     """
     places = torch.from_numpy((np.polynomial.legendre.leggauss(nodes)[0] + 1) / 2).to(x)
     with torch.no_grad():
         own = logits(x).argmax(1)
     way = (x - start)[:, None]
-    points = (start + places.reshape(1, -1, *[1] * (x.ndim - 1)) * way).flatten(0, 1).requires_grad_(True)
+    points, labels = (
+        (start + places.reshape(1, -1, *[1] * (x.ndim - 1)) * way).flatten(0, 1),
+        own.repeat_interleave(nodes)[:, None],
+    )
     try:
-        chosen = logits(points).gather(1, own.repeat_interleave(nodes)[:, None]).sum()
-        if not chosen.requires_grad:
-            raise UsageError("the model has no gradient")
-        (slope,) = torch.autograd.grad(chosen, points)
+        parts = zip(points.split(at_once), labels.split(at_once), strict=True)
+        slope = torch.cat([_slope(logits, part, label) for part, label in parts])
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # it ran without gradients a moment ago
         raise UsageError(f"the model cannot be differentiated: {str(error).partition(chr(10))[0][:200]}") from error
     return (way * slope.reshape(len(x), nodes, *x.shape[1:])).flatten(2)
+
+
+def _slope(logits: Callable[[Tensor], Tensor], points: Tensor, label: Tensor) -> Tensor:
+    points = points.detach().requires_grad_(True)
+    chosen = logits(points).gather(1, label).sum()
+    if not chosen.requires_grad:
+        raise UsageError("the model has no gradient")
+    (slope,) = torch.autograd.grad(chosen, points)
+    return slope
 
 
 def sketched(values: Tensor, size: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from onnxaudit.craft.victim import Victim
 from onnxaudit.suspect import Queries
 
 GREY_LEVELS = 255
+PART = 32
+"""Points drawn together where there are many."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +51,19 @@ class Space:
         drawn = rng.integers(0, GREY_LEVELS + 1, shape) / GREY_LEVELS if self.image else rng.random(shape)
         drawn = drawn.astype(np.float32)
         return self.low + torch.from_numpy(drawn).to(self.low.device) * (self.high - self.low)
+
+    def noise(self, n: int, size: float, rng: np.random.Generator) -> Tensor:
+        """n times uniform noise in [-size, size], like points."""
+        drawn = np.empty((n, *self.low.shape[1:]), np.float32)
+        for start in range(0, n, PART):
+            part = drawn[start : start + PART]
+            part[:] = rng.uniform(-size, size, part.shape)
+        return torch.from_numpy(drawn).to(self.low.device)
+
+    def random(self, n: int, rng: np.random.Generator) -> Queries:
+        """``uniform`` as canonical queries, never all of them as floats."""
+        sizes = [min(PART, n - start) for start in range(0, n, PART)] or [0]
+        return cast("Queries", np.concatenate([self.queries(self.uniform(size, rng)) for size in sizes]))
 
     def queries(self, x: Tensor) -> Queries:
         """x as canonical queries: uint8 (n, H, W, C), or float32 (n, d)."""

@@ -24,6 +24,7 @@ from onnxaudit.craft.room import BATCH, fitting
 from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.suspect import InputSpec, Queries
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Victim:
     """A loaded victim. program: takes what ``spec`` describes and gives (n, C) scores. normalised: they are probabilities.
@@ -277,7 +278,8 @@ def _made(factory: Callable[[], Any], model: str) -> Any:
     except Exception as error:  # the user's own code may raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"--model {model} fails when it is called without arguments: {reason[:200]}", "Give a function that returns the network."
+            f"--model {model} fails when it is called without arguments: {reason[:200]}",
+            "Give a function that returns the network.",
         ) from error
 
 

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onnxaudit.craft.room import BATCH
 from onnxaudit.craft.sample import Material, Peer
-from onnxaudit.craft.victim import BATCH, Victim, open_victim
+from onnxaudit.craft.victim import Victim, open_victim
 from onnxaudit.errors import UsageError
 from onnxaudit.registry import open_suspect
 from onnxaudit.suspect import InputSpec, Queries, Target

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onnxaudit.craft.data import Data
-from onnxaudit.craft.victim import BATCH, Victim
+from onnxaudit.craft.room import BATCH
+from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
 from onnxaudit.zoo import recipes

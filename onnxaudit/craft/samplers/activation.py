@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -13,9 +13,9 @@ from torch import Tensor
 from onnxaudit.craft.descent import descend
 from onnxaudit.craft.layers import Inside, watched
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.side_by_side import side_by_side
-from onnxaudit.craft.victim import BATCH
+from onnxaudit.craft.side_by_side import walk_queries
 from onnxaudit.errors import UsageError
+from onnxaudit.suspect import Queries
 
 PROBES = 64
 """Random points that tell how much each unit varies."""
@@ -47,12 +47,12 @@ def sample_activation_boundary(
     x = _starts(material, n, rng, start)
     probes = material.space.uniform(PROBES, rng)
     with torch.no_grad():
-        spread = torch.cat([sums(part) for part in probes.split(BATCH)]).std(0)
+        spread = _deviation(sums(part) for part in probes.split(material.victim.at_once))
         sizes = watched(material.victim, _sizes)(probes[:1])[0].long().cpu().numpy()
-    chosen = torch.from_numpy(_draw(spread.cpu().numpy(), sizes, (n, units), rng)).to(x.device)
+    chosen = torch.from_numpy(_draw(spread.cpu().numpy(), sizes, (n, units), rng)).to(spread.device)
     scale = spread[chosen]
     walk = partial(descend, partial(boundary_distance, sums), material.space, lr=lr, iterations=iterations, decay=True)
-    points, distance = side_by_side(walk, x, chosen, scale)
+    points, distance = walk_queries(material, x, walk, chosen, scale)
     near = distance <= within
     count = int(near.sum())
     progress(count)
@@ -61,7 +61,7 @@ def sample_activation_boundary(
             f"only {count} of {n} points come within {within:g} of {units} activation boundaries", "Lower units, or raise within."
         )
     notes = (f"{n - count} of {n} points stay more than {within:g} from activation boundaries, left out",) if count < n else ()
-    return Sample(material.space.queries(points[near]), notes, {"distance": round(float(distance[near].mean()), 4)})
+    return Sample(points[near.cpu().numpy()], notes, {"distance": round(float(distance[near].mean()), 4)})
 
 
 def pre_activations(seen: Inside) -> Tensor:
@@ -74,6 +74,18 @@ def pre_activations(seen: Inside) -> Tensor:
 def boundary_distance(sums: Callable[[Tensor], Tensor], x: Tensor, chosen: Tensor, scale: Tensor) -> Tensor:
     """Mean over the chosen units of |pre-activation| / scale, (n,). chosen, scale: (n, units)."""
     return sums(x).gather(1, chosen).div(scale).abs().mean(1)
+
+
+def _deviation(parts: Iterable[Tensor]) -> Tensor:
+    """The standard deviation of each column over all rows of the parts, which are never held together (Chan et al. 1979)."""
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    for part in parts:
+        new, centre = len(part), part.mean(0)
+        apart = centre - mean
+        squares = squares + (part - centre).square().sum(0) + apart.square() * (count * new / (count + new))
+        mean = mean + apart * (new / (count + new))
+        count += new
+    return squares.div(count - 1).sqrt()
 
 
 def _sizes(seen: Inside) -> Tensor:
@@ -96,9 +108,9 @@ def _draw(
     return chosen
 
 
-def _starts(material: Material, n: int, rng: np.random.Generator, start: str) -> Tensor:
+def _starts(material: Material, n: int, rng: np.random.Generator, start: str) -> Queries:
     if start == "random":
-        return material.space.uniform(n, rng)
+        return material.space.random(n, rng)
     if start == "training":
-        return material.victim.pixels(material.draw(n, rng))
+        return material.draw(n, rng)
     raise UsageError(f"start={start!r} is not known", "Use random or training.")

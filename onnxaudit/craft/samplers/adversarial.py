@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.samplers.attacks import as_asked, cross_entropy_pull, input_gradient, on_grid, spread
+from onnxaudit.craft.samplers.attacks import cross_entropy_pull, input_gradient, on_grid, spread
 from onnxaudit.craft.samplers.natural import errors_of
+from onnxaudit.craft.side_by_side import Walk, walk_queries
 from onnxaudit.craft.space import GREY_LEVELS, Space
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
@@ -84,14 +86,19 @@ def _pairs(
     notes: tuple[str, ...],
 ) -> Sample:
     """Seeds and their adversarial examples in turn."""
-    victim, space = material.victim, material.space
-    x = victim.pixels(seeds)
-    labels = victim.predict(x).argmax(1)
+    victim = material.victim
+    labels = victim.predict(seeds).argmax(1)
     pace = epsilon / 30 if step is None else step
-    points = pgd(victim, space, x, labels, rng, epsilon=epsilon, step=pace, iterations=iterations)
-    rate = float((victim.predict(as_asked(material, points)).argmax(1) != labels).float().mean()) if len(x) else 0.0
-    queries = space.queries(torch.stack([x, points], 1).flatten(0, 1))
-    progress(len(queries))
+    done = 0
+
+    def watch(points: Tensor) -> None:
+        nonlocal done
+        done += 2 * len(points)
+        progress(done)
+
+    points = pgd_queries(material, seeds, labels, rng, watch, epsilon=epsilon, step=pace, iterations=iterations)
+    rate = float((victim.predict(points).argmax(1) != labels).float().mean()) if len(seeds) else 0.0
+    queries = cast("Queries", np.stack([seeds, points], 1).reshape(-1, *seeds.shape[1:]))
     pair = np.repeat(np.arange(len(seeds)), 2)
     return Sample(queries, notes, {"step": pace, "success": round(rate, 3)}, {"pair": pair})
 
@@ -118,29 +125,29 @@ def sample_certain_adversarial(
     victim = material.victim
     pace = step if step is not None else epsilon / 4 if project else 0.03
     rows, truth = _certain(material, max(seeds, n))
-    found, labels = list[Tensor](), list[NDArray[np.int64]]()
+    found, labels = list[Queries](), list[NDArray[np.int64]]()
     tried, missing = 0, n
     while missing and tried < len(rows):
         part = rows[tried : tried + max(missing, 64)]
-        x, y = victim.pixels(material.inputs().x[part]), torch.from_numpy(truth[part]).to(victim.device)
-        points = pgd(victim, material.space, x, y, rng, epsilon=epsilon, step=pace, iterations=iterations, project=project)
-        succeeded = (victim.predict(as_asked(material, points)).argmax(1) != y).nonzero()[:missing, 0]
+        x, y = material.inputs().x[part], torch.from_numpy(truth[part]).to(victim.device)
+        points = pgd_queries(material, x, y, rng, epsilon=epsilon, step=pace, iterations=iterations, project=project)
+        succeeded = (victim.predict(points).argmax(1) != y).nonzero()[:missing, 0]
         tried += len(part) if len(succeeded) < missing else int(succeeded[-1]) + 1
         missing -= len(succeeded)
-        found.append(points[succeeded])
+        found.append(points[succeeded.cpu().numpy()])
         labels.append(truth[part][succeeded.cpu().numpy()])
         progress(n - missing)
     if missing == n:
         raise UsageError(f"the attack succeeds on none of the {tried} most certain inputs", "Raise epsilon or iterations.")
     notes = (f"only {n - missing} of {n} queries: the attack succeeded on so many of {tried} inputs",) if missing else ()
     parameters = {"step": pace, "tried": tried}
-    return Sample(material.space.queries(torch.cat(found)), notes, parameters, {"truth": np.concatenate(labels)})
+    return Sample(cast("Queries", np.concatenate(found)), notes, parameters, {"truth": np.concatenate(labels)})
 
 
 def _certain(material: Material, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of inputs that the victim gets right, by falling sum of squared probabilities, and the labels of all the data."""
     data, truth = material.labelled()
-    logits = torch.cat([material.victim.predict(material.victim.pixels(data.x[i : i + 1024])) for i in range(0, len(data), 1024)])
+    logits = material.victim.predict(data.x)
     certainty = logits.double().softmax(1).square().sum(1).cpu().numpy()
     right = np.flatnonzero(logits.argmax(1).cpu().numpy() == truth)
     if not len(right):
@@ -168,16 +175,42 @@ def pgd(
     seen by the victim, and returned, on the 8-bit grid and within epsilon there. early: stop at another label, per point.
     Raises UsageError if epsilon is less than a grey level.
     """
+    walk, radius = _climbing(victim, space, epsilon, step, iterations, project=project, early=early)
+    (points,) = spread(victim, walk, x, labels, space.noise(len(x), radius, rng) * space.width)
+    return points
+
+
+def pgd_queries(
+    material: Material,
+    seeds: Queries,
+    labels: Tensor,
+    rng: np.random.Generator,
+    watch: Callable[..., None] | None = None,
+    *,
+    epsilon: float,
+    step: float,
+    iterations: int,
+    project: bool = True,
+) -> Queries:
+    """``pgd`` of canonical queries."""
+    walk, radius = _climbing(material.victim, material.space, epsilon, step, iterations, project=project)
+    noise = material.space.noise(len(seeds), radius, rng).mul_(material.space.width)
+    (points,) = walk_queries(material, seeds, walk, labels, noise, watch=watch)
+    return cast("Queries", points)
+
+
+def _climbing(
+    victim: Victim, space: Space, epsilon: float, step: float, iterations: int, *, project: bool, early: bool = False
+) -> tuple[Walk, float]:
+    """``climb`` with the settings of ``pgd``, and the size of the noise to begin with. Raises UsageError where nothing moves."""
     radius = float(np.floor(epsilon * GREY_LEVELS + 1e-6) / GREY_LEVELS) if space.image and project else epsilon
     if radius <= 0 or step <= 0 or iterations < 1:
         raise UsageError(
             f"epsilon={epsilon:g}, step={step:g}, iterations={iterations} move nothing",
             "Images take an epsilon of 1/255 or more.",
         )
-    noise = torch.from_numpy(rng.uniform(-radius, radius, x.shape).astype(np.float32)).to(x.device)
     room = (radius * space.width) if project else None
-    (points,) = spread(partial(climb, victim, space, room, step, iterations, early), x, labels, noise * space.width)
-    return points
+    return partial(climb, victim, space, room, step, iterations, early), radius
 
 
 def climb(

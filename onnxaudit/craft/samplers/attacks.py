@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from onnxaudit.craft.sample import Material
 from onnxaudit.craft.side_by_side import side_by_side
 from onnxaudit.craft.space import GREY_LEVELS, Space
-from onnxaudit.craft.victim import BATCH
+from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
 
@@ -48,14 +49,9 @@ def per_point(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *(1,) * (like.ndim - 1))
 
 
-def spread(walk: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+def spread(victim: Victim, walk: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
     """``walk(*tensors)`` for tensors with one row a point: side by side on a CPU's cores, in batches that fit into memory."""
-
-    def in_batches(*piece: Tensor) -> tuple[Tensor, ...]:
-        results = [walk(*part) for part in zip(*(tensor.split(BATCH) for tensor in piece), strict=True)]
-        return joined(results)
-
-    return side_by_side(in_batches, *tensors) if len(tensors[0]) else walk(*tensors)
+    return side_by_side(walk, *tensors, at_once=victim.at_once)
 
 
 def joined(results: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -68,45 +64,53 @@ def as_asked(material: Material, x: Tensor) -> Tensor:
     return material.victim.pixels(material.space.queries(x))
 
 
-def starts_of(material: Material, rng: np.random.Generator, start: str) -> Callable[[int], Tensor]:
+def starts_of(material: Material, rng: np.random.Generator, start: str) -> Callable[[int], Queries]:
     """Gives the next n starts: "training" inputs in random order until there are no more, or "random" points."""
     if start == "random":
-        return lambda n: material.space.uniform(n, rng)
+        return lambda n: material.space.random(n, rng)
     if start != "training":
         raise UsageError(f"start={start!r} is not known", "Use training or random.")
     data = material.inputs()
     rows = iter(rng.permutation(len(data)).tolist())
-    return lambda n: material.victim.pixels(data.x[[row for row, _ in zip(rows, range(n), strict=False)]])
+    return lambda n: data.x[[row for row, _ in zip(rows, range(n), strict=False)]]
 
 
 def successes(
     material: Material,
     n: int,
-    starts: Callable[[int], Tensor],
-    attack: Callable[[Tensor], tuple[Tensor, Tensor]],
+    starts: Callable[[int], Queries],
+    attack: Callable[[Queries, Callable[..., None]], tuple[Queries, Tensor]],
     progress: Callable[[int], None],
 ) -> tuple[Queries, int]:
     """Up to n queries on which the attack succeeds, and how many starts that took.
 
-    attack: starts to points and which of them succeed as 8-bit images, (n,) bool. Starts that do not are replaced by fresh ones,
-    in at most ``ROUNDS`` rounds. Raises UsageError if none succeeds.
+    attack: starts to points and which of them succeed as 8-bit images, (n,) bool; the second argument is called with points and
+    successes of every part of the starts. Starts that lead nowhere are replaced by fresh ones, in at most ``ROUNDS`` rounds.
+    Raises UsageError if none succeeds.
     """
-    found: list[Tensor] = []
-    tried, missing = 0, n
+    found: list[Queries] = []
+    tried, missing, seen = 0, n, 0
+
+    def watch(points: Tensor, succeeded: Tensor, *_: Tensor) -> None:
+        nonlocal seen
+        seen += int(succeeded.sum())
+        progress(min(seen, n - 1))
+
     for _ in range(ROUNDS):
         x = starts(missing)
         if not len(x):
             break
-        points, succeeded = attack(x)
-        found.append(points[succeeded])
+        points, succeeded = attack(x, watch)
+        found.append(points[succeeded.cpu().numpy()])
         tried += len(x)
         missing -= int(succeeded.sum())
-        progress(n - missing)
+        seen = n - missing
+        progress(seen)
         if not missing:
             break
     if missing == n:
         raise UsageError(f"the attack succeeds on none of {tried} starts", "Give it more steps or room, or take another scheme.")
-    return material.space.queries(torch.cat(found)), tried
+    return cast("Queries", np.concatenate(found)), tried
 
 
 def shortfall(n: int, found: int, tried: int) -> tuple[str, ...]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.side_by_side import side_by_side
+from onnxaudit.craft.side_by_side import side_by_side, walk_queries
 from onnxaudit.craft.space import Space
-from onnxaudit.craft.victim import BATCH, Victim
+from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
+from onnxaudit.suspect import Queries
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 ROUNDS = 8
@@ -43,20 +45,26 @@ def sample_boundary(
     Raises UsageError if hardly any does.
     """
     victim = material.victim
-    found: list[Tensor] = []
-    tried = 0
+    found: list[Queries] = []
+    tried = reached = 0
     missing = n
+
+    def watch(points: Tensor, converged: Tensor) -> None:
+        nonlocal reached
+        reached += int(converged.sum())
+        progress(reached)
+
     for _ in range(ROUNDS):
-        x = _starts(material, missing, rng, start)
-        k = median_margin(victim, x) if k is None else k
-        tried += len(x)
-        points, converged = boundary_points(material, x, targets(victim, x, rng, target), k=k, lr=lr, iterations=iterations)
-        found.append(points[converged])
-        missing -= int(converged.sum())
-        progress(n - missing)
+        starts = _starts(material, missing, rng, start)
+        k = median_margin(victim, starts) if k is None else k
+        tried += len(starts)
+        walk = partial(walk_to_boundary, victim, material.space, k=k, lr=lr, iterations=iterations)
+        points, converged = walk_queries(material, starts, walk, targets(victim, starts, rng, target), watch=watch)
+        found.append(points[converged.cpu().numpy()])
+        missing = n - reached
         if not missing:
             break
-    queries = material.space.queries(torch.cat(found))
+    queries = cast("Queries", np.concatenate(found))
     if len(queries) < max(1, n // 2):
         raise UsageError(
             f"only {len(queries)} of {tried} starts reached the boundary with margin {k:.3g}",
@@ -69,9 +77,9 @@ def sample_boundary(
 def boundary_points(
     material: Material, x: Tensor, target: Tensor, *, k: float, lr: float, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """``walk_to_boundary`` for all points; on a CPU in as many parts as there are cores, side by side."""
+    """``walk_to_boundary`` for all points, ``side_by_side``."""
     walk = partial(walk_to_boundary, material.victim, material.space, k=k, lr=lr, iterations=iterations)
-    points, converged = side_by_side(walk, x, target)
+    points, converged = side_by_side(walk, x, target, at_once=material.victim.at_once)
     return points, converged
 
 
@@ -114,7 +122,7 @@ def walk_to_boundary(
 
 def _loss_and_gradient(victim: Victim, x: Tensor, source: Tensor, target: Tensor, k: float) -> tuple[Tensor, Tensor]:
     losses, gradients = [], []
-    for part, i, j in zip(x.split(BATCH), source.split(BATCH), target.split(BATCH), strict=True):
+    for part, i, j in zip(*(tensor.split(victim.at_once) for tensor in (x, source, target)), strict=True):
         part = part.detach().requires_grad_(True)
         loss = boundary_loss(victim.logits(part), i, j, k)
         (gradient,) = torch.autograd.grad(loss.sum(), part)
@@ -134,26 +142,26 @@ def boundary_loss(logits: Tensor, source: Tensor, target: Tensor, k: float) -> T
     return loss
 
 
-def median_margin(victim: Victim, x: Tensor) -> float:
+def median_margin(victim: Victim, x: Tensor | Queries) -> float:
     """The victim's median margin in logits between first and second class, at most LARGEST_MARGIN."""
     best = victim.predict(x).topk(2, dim=1).values
     return round(min(float((best[:, 0] - best[:, 1]).median()), LARGEST_MARGIN), 3)
 
 
-def _starts(material: Material, n: int, rng: np.random.Generator, start: str) -> Tensor:
+def _starts(material: Material, n: int, rng: np.random.Generator, start: str) -> Queries:
     if start == "training":
-        return material.victim.pixels(material.draw(n, rng))
+        return material.draw(n, rng)
     if start == "random":
-        return material.space.uniform(n, rng)
+        return material.space.random(n, rng)
     raise UsageError(f"start={start!r} is not known", "Use training or random.")
 
 
-def targets(victim: Victim, x: Tensor, rng: np.random.Generator, target: str) -> Tensor:
+def targets(victim: Victim, x: Tensor | Queries, rng: np.random.Generator, target: str) -> Tensor:
     """A class to walk to for each start, (n,): its "least-likely", or a "random" one of the others (IPGuard Table 3)."""
     logits = victim.predict(x)
     if target == "least-likely":
         return logits.argmin(1)
     if target == "random":
-        step = torch.from_numpy(rng.integers(1, logits.shape[1], len(x))).to(x.device)
+        step = torch.from_numpy(rng.integers(1, logits.shape[1], len(x))).to(victim.device)
         return (logits.argmax(1) + step) % logits.shape[1]
     raise UsageError(f"target={target!r} is not known", "Use least-likely or random.")

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.samplers.attacks import as_asked, input_gradient, on_grid, shortfall, spread, starts_of, successes
+from onnxaudit.craft.samplers.attacks import input_gradient, on_grid, shortfall, starts_of, successes
 from onnxaudit.craft.samplers.boundary import BETA1, BETA2, EPSILON, median_margin, targets
+from onnxaudit.craft.side_by_side import walk_queries
 from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
+from onnxaudit.suspect import Queries
 
 INSIDE = 0.999999
 """Starts are drawn in by this much, so that the inverse of tanh is finite (authors' code)."""
@@ -51,7 +53,7 @@ def sample_cw_l2(
     victim = material.victim
     margin = k
 
-    def attack(x: Tensor) -> tuple[Tensor, Tensor]:
+    def attack(x: Queries, watch: Callable[..., None]) -> tuple[Queries, Tensor]:
         nonlocal margin
         margin = median_margin(victim, x) if margin is None else margin
         goal = targets(victim, x, rng, target)
@@ -66,8 +68,8 @@ def sample_cw_l2(
             constant=constant,
             abort_early=abort_early,
         )
-        points, reached = spread(search, x, goal)
-        return points, reached & (victim.predict(as_asked(material, points)).argmax(1) == goal)
+        points, reached = walk_queries(material, x, search, goal, watch=watch)
+        return points, reached & (victim.predict(points).argmax(1) == goal)
 
     queries, tried = successes(material, n, starts_of(material, rng, start), attack, progress)
     return Sample(queries, shortfall(n, len(queries), tried), {"k": margin, "starts": tried})

@@ -16,7 +16,7 @@ from onnxaudit.craft.pools.peers import needed_references, needed_surrogates
 from onnxaudit.craft.sample import Material, Peer, Sample
 from onnxaudit.craft.side_by_side import side_by_side
 from onnxaudit.craft.space import Space
-from onnxaudit.craft.victim import BATCH, Victim
+from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 
 ROUNDS = 3
@@ -64,7 +64,7 @@ def sample_conferrable(
         tried += len(rows)
         x, y = material.victim.pixels(data.x[rows]), torch.from_numpy(truth[rows]).to(material.victim.device)
         walk = partial(_walk, ensemble, material.space, [ensemble.draw(dropout, rng) for _ in range(iterations)], radius, lr)
-        (points,) = side_by_side(walk, x)
+        (points,) = side_by_side(walk, x, at_once=material.victim.at_once)
         points = material.victim.pixels(material.space.queries(points))
         score = torch.where(ensemble.victim.predict(points).argmax(1) != y, ensemble.conferrability(points), -1.0)
         found.append(points)
@@ -120,7 +120,7 @@ class _Ensemble:
     def conferrability(self, points: Tensor) -> Tensor:
         """Conf(x, t) of each point (n,), t the victim's label."""
         parts = []
-        for x in points.split(BATCH):
+        for x in points.split(self.victim.at_once):
             said = self.victim.logits(x).argmax(1)
             similar, different = (
                 torch.stack([peer.logits(x).argmax(1) == said for peer in peers]).float().mean(0)
@@ -154,7 +154,7 @@ def _walk(
     for step, (surrogates, references) in enumerate(kept):
         alone = dataclasses.replace(ensemble, gamma=0.0) if step < WARM * len(kept) else ensemble
         points = space.snapped(x + delta * space.width)
-        parts = zip(points.split(BATCH), before.split(BATCH), strict=True)
+        parts = zip(*(tensor.split(ensemble.victim.at_once) for tensor in (points, before)), strict=True)
         total = torch.stack([alone.loss(part, old, surrogates, references).sum() for part, old in parts]).sum()
         (delta.grad,) = torch.autograd.grad(total, delta)
         adam.step()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.samplers.attacks import as_asked, input_gradient, joined, per_point, shortfall, spread, starts_of, successes
+from onnxaudit.craft.samplers.attacks import as_asked, input_gradient, joined, per_point, shortfall, starts_of, successes
 from onnxaudit.craft.samplers.boundary import targets
+from onnxaudit.craft.side_by_side import walk_queries
 from onnxaudit.craft.space import Space
-from onnxaudit.craft.victim import BATCH, Victim
+from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
+from onnxaudit.suspect import Queries
 
 PUSH = 1e-4
 """Added to each step's length, as in the authors' PyTorch code: a point that lies on the boundary moves off it."""
@@ -48,14 +50,15 @@ def sample_deepfool(
         raise UsageError("deepfool takes overshoot >= 0, iterations >= 1 and classes >= 2")
     raised: list[int] = []
 
-    def attack(x: Tensor) -> tuple[Tensor, Tensor]:
-        goal = None if target == "nearest" else targets(material.victim, x, rng, target)
-        walk = partial(
-            deepfool, material.victim, material.space, overshoot=overshoot, iterations=iterations, classes=classes, clip=True
-        )
-        moves, converged = spread(walk, x) if goal is None else spread(lambda a, b: walk(a, target=b), x, goal)
-        points, held, again = _held_on_the_grid(material, x, moves, converged, goal, overshoot)
-        raised.append(again)
+    def walk(x: Tensor, goal: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        settings: dict[str, Any] = {"overshoot": overshoot, "iterations": iterations, "classes": classes, "clip": True}
+        moves, converged = deepfool(material.victim, material.space, x, target=goal, **settings)
+        return _held_on_the_grid(material, x, moves, converged, goal, overshoot)
+
+    def attack(x: Queries, watch: Callable[..., None]) -> tuple[Queries, Tensor]:
+        goals = () if target == "nearest" else (targets(material.victim, x, rng, target),)
+        points, held, again = walk_queries(material, x, walk, *goals, watch=watch)
+        raised.append(int(again.sum()))
         return points, held
 
     queries, tried = successes(material, n, starts_of(material, rng, "training"), attack, progress)
@@ -64,13 +67,12 @@ def sample_deepfool(
 
 def _held_on_the_grid(
     material: Material, x: Tensor, moves: Tensor, converged: Tensor, goal: Tensor | None, overshoot: float
-) -> tuple[Tensor, Tensor, int]:
-    """x + moves, which of them have crossed as 8-bit images, and how many took a larger overshoot for it."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x + moves, which of them have crossed as 8-bit images, and which took a larger overshoot for it, both (n,) bool."""
     source = material.victim.predict(x).argmax(1)
     points, held = x.clone(), torch.zeros_like(converged)
-    pending = converged.nonzero()[:, 0]
-    raised = 0
-    for attempt in range(RAISES + 1):
+    pending, first = converged.nonzero()[:, 0], held
+    for attempt in range(RAISES + 1 if len(pending) else 0):
         more = 0.0 if not attempt else FIRST_RAISE * 2.0 ** (attempt - 1)
         points[pending] = as_asked(material, x[pending] + moves[pending] * ((1 + overshoot + more) / (1 + overshoot)))
         crossed = _crossed(material.victim.predict(points[pending]), source[pending], None if goal is None else goal[pending])
@@ -79,8 +81,8 @@ def _held_on_the_grid(
         if not len(pending):
             break
         if not attempt:
-            raised = len(pending)
-    return points, held, raised - len(pending)
+            first = held.clone()
+    return points, held, held & ~first
 
 
 def deepfool(
@@ -101,8 +103,8 @@ def deepfool(
     with the best of the others. clip: stay in the space's box after every step; the paper's algorithm, and the default, takes
     no notice of it. Steps are shortest in units of ``space.width``. Points that have crossed leave the batch.
     """
-    goals = (None,) * len(x.split(BATCH)) if target is None else target.split(BATCH)
-    parts = zip(x.split(BATCH), goals, strict=True)
+    goals = (None,) * len(x.split(victim.at_once)) if target is None else target.split(victim.at_once)
+    parts = zip(x.split(victim.at_once), goals, strict=True)
     perturbation, converged = joined(
         [_walk(victim, space, part, goal, overshoot, iterations, classes, clip) for part, goal in parts]
     )
@@ -182,7 +184,7 @@ def _slopes(victim: Victim, logits: Tensor, shown: Tensor, source: Tensor, rival
     pulls = torch.zeros(rivals.shape[1], *logits.shape, dtype=logits.dtype, device=logits.device)
     pulls.scatter_(2, rivals.T[:, :, None], 1.0)
     pulls.scatter_(2, source.expand_as(rivals.T)[:, :, None], -1.0)
-    if 1 < len(pulls) <= FEW // len(shown):
+    if 1 < len(pulls) <= min(FEW, victim.at_once) // len(shown):
         copies = shown.detach().repeat(len(pulls), *(1,) * (shown.ndim - 1)).requires_grad_(True)
         yield from input_gradient(victim.logits(copies), copies, pulls.flatten(0, 1)).unflatten(0, pulls.shape[:2])
     else:

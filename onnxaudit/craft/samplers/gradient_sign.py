@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.samplers.attacks import as_asked, cross_entropy_pull, input_gradient, on_grid, spread, starts_of
+from onnxaudit.craft.samplers.attacks import cross_entropy_pull, input_gradient, on_grid, spread, starts_of
 from onnxaudit.craft.samplers.boundary import targets
+from onnxaudit.craft.side_by_side import walk_queries
 from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
+from onnxaudit.suspect import Queries
 
 
 def sample_fgsm(
@@ -40,9 +42,10 @@ def sample_fgsm(
     goal = targets(victim, x, rng, target)
     source = victim.predict(x).argmax(1)
     _require_positive(epsilon=epsilon)
-    points = fgsm(victim, space, x, goal if targeted else source, epsilon=epsilon, targeted=targeted)
-    label = victim.predict(as_asked(material, points)).argmax(1)
-    return _judged(material, points, label == goal if targeted else label != source, successful, notes, progress)
+    walk = partial(_step, victim, space, epsilon, targeted)
+    (points,) = walk_queries(material, x, walk, goal if targeted else source)
+    label = victim.predict(points).argmax(1)
+    return _judged(points, label == goal if targeted else label != source, successful, notes, progress)
 
 
 def sample_igsm(
@@ -71,12 +74,19 @@ def sample_igsm(
     x, notes = _starts(material, n, rng, start)
     goal = targets(material.victim, x, rng, target)
     walk = partial(igsm, material.victim, material.space, epsilon=epsilon, step=step, iterations=iterations, clip_mode=clip_mode)
-    points, _ = spread(walk, x, goal)
-    label = material.victim.predict(as_asked(material, points)).argmax(1)
-    return _judged(material, points, label == goal, successful, notes, progress)
+    reached = 0
+
+    def watch(points: Tensor, converged: Tensor) -> None:
+        nonlocal reached
+        reached += len(converged)
+        progress(min(reached, n - 1))
+
+    points, _ = walk_queries(material, x, walk, goal, watch=watch)
+    label = material.victim.predict(points).argmax(1)
+    return _judged(points, label == goal, successful, notes, progress)
 
 
-def _starts(material: Material, n: int, rng: np.random.Generator, start: str) -> tuple[Tensor, tuple[str, ...]]:
+def _starts(material: Material, n: int, rng: np.random.Generator, start: str) -> tuple[Queries, tuple[str, ...]]:
     x = starts_of(material, rng, start)(n)
     return x, (f"only {len(x)} of {n} queries: the data has no more inputs to start from",) if len(x) < n else ()
 
@@ -88,7 +98,7 @@ def _require_positive(**values: float) -> None:
 
 
 def _judged(
-    material: Material, points: Tensor, success: Tensor, successful: bool, notes: tuple[str, ...], progress: Callable[[int], None]
+    points: Queries, success: Tensor, successful: bool, notes: tuple[str, ...], progress: Callable[[int], None]
 ) -> Sample:
     """The points as queries, only the successes if wanted, with the share of them."""
     count = int(success.sum())
@@ -96,19 +106,19 @@ def _judged(
         if not count:
             raise UsageError(f"the attack succeeds on none of {len(points)} starts", "Change epsilon, or keep all.")
         notes += (f"only {count} of {len(points)} starts became what they should and were kept",) if count < len(points) else ()
-        points = points[success]
+        points = points[success.cpu().numpy()]
     progress(len(points))
-    return Sample(material.space.queries(points), notes, {"success": round(count / max(1, len(success)), 3)})
+    return Sample(points, notes, {"success": round(count / max(1, len(success)), 3)})
 
 
 def fgsm(victim: Victim, space: Space, x: Tensor, labels: Tensor, *, epsilon: float, targeted: bool) -> Tensor:
     """x moved by epsilon box widths in every feature towards the labels (n,), or away from them; on the grid."""
+    return spread(victim, partial(_step, victim, space, epsilon, targeted), x, labels)[0]
 
-    def step(x: Tensor, labels: Tensor) -> tuple[Tensor]:
-        signs = _signs(victim, x, labels)[0]
-        return (on_grid(space, space.clip(x.add(signs * space.width, alpha=-epsilon if targeted else epsilon))),)
 
-    return spread(step, x, labels)[0]
+def _step(victim: Victim, space: Space, epsilon: float, targeted: bool, x: Tensor, labels: Tensor) -> tuple[Tensor]:
+    signs = _signs(victim, x, labels)[0]
+    return (on_grid(space, space.clip(x.add(signs * space.width, alpha=-epsilon if targeted else epsilon))),)
 
 
 def igsm(

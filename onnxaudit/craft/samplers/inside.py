@@ -13,9 +13,9 @@ from onnxaudit.craft.descent import descend
 from onnxaudit.craft.insight import insight, path_terms, program_of
 from onnxaudit.craft.layers import Inside, watched
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.side_by_side import side_by_side
-from onnxaudit.craft.victim import BATCH
+from onnxaudit.craft.side_by_side import walk_queries
 from onnxaudit.errors import UsageError
+from onnxaudit.suspect import Queries
 
 POOL = 8
 """Inputs to choose from, for each reference point."""
@@ -44,21 +44,28 @@ def sample_gif_points(
         raise UsageError("select=distant needs references", "Give --references, or use select=random.")
     queries = material.draw(count if select == "random" else min(POOL * count, len(material.inputs())), rng)
     if select == "distant":
-        x = material.victim.pixels(queries)
-        own = _fields(material.victim.logits, x)
-        distances = [1 - torch.cosine_similarity(own, _fields(peer.logits, x), dim=2).mean(1) for peer in material.references]
-        queries = queries[torch.stack(distances).mean(0).argsort(descending=True)[:count].cpu().numpy()]
+        queries = queries[_distances(material, queries).argsort(descending=True)[:count].cpu().numpy()]
     progress(count)
     notes = (f"{count} points, for fields are large (points={points})",) if count < n else ()
     return Sample(queries, notes)
 
 
-def _fields(logits: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _distances(material: Material, queries: Queries) -> Tensor:
+    """How far the victim's field lies from those of the references on average at each query, (n,)."""
+    victim, parts = material.victim, []
+    step = max(1, victim.at_once // NODES)
+    for begin in range(0, len(queries), step):
+        x = victim.pixels(queries[begin : begin + step])
+        own = _fields(victim.logits, x, victim.at_once)
+        others = (_fields(peer.logits, x, victim.at_once) for peer in material.references)
+        parts.append(torch.stack([1 - torch.cosine_similarity(own, field, dim=2).mean(1) for field in others]).mean(0))
+    return torch.cat(parts)
+
+
+def _fields(logits: Callable[[Tensor], Tensor], x: Tensor, at_once: int) -> Tensor:
     """Cumulative integrated gradients from 0, (n, nodes, values)."""
     weights = torch.from_numpy(np.polynomial.legendre.leggauss(NODES)[1] / 2).to(x)
-    start = torch.zeros_like(x[:1])
-    parts = [path_terms(logits, part, start, NODES) for part in x.split(max(1, BATCH // NODES))]
-    return (torch.cat(parts) * weights[:, None]).cumsum(1)
+    return (path_terms(logits, x, torch.zeros_like(x[:1]), NODES, at_once) * weights[:, None]).cumsum(1)
 
 
 def sample_neuron_fuzz(
@@ -88,17 +95,17 @@ def sample_neuron_fuzz(
     if not 0 <= layer < len(sizes):
         raise UsageError(f"layer={layer}: the victim has layers 0 to {len(sizes) - 1}")
     means = watched(victim, partial(_means, layer=layer))
-    pool = victim.pixels(material.draw(min(2000, len(material.inputs())), rng))
+    pool, step = material.draw(min(2000, len(material.inputs())), rng), victim.at_once
     with torch.no_grad():
-        said = torch.cat([means(part) for part in pool.split(BATCH)])
+        said = torch.cat([means(victim.pixels(pool[begin : begin + step])) for begin in range(0, len(pool), step)])
     top, moved = said.amax(0), torch.nonzero(said.amax(0) > said.amin(0))[:, 0]
     if not len(moved):
         raise UsageError(f"nothing in the data moves layer {layer} of the victim", "Take another layer.")
     neuron = moved[torch.arange(n, device=moved.device) % len(moved)]
     goal = (top + (factor - 1) * top.abs())[neuron]  # factor times the largest value, and above it if that is negative
-    seeds = pool[torch.from_numpy(rng.integers(0, len(pool), n)).to(pool.device)]
+    seeds = pool[rng.integers(0, len(pool), n)]
     walk = partial(descend, partial(_shortfall, means), space, lr=lr, iterations=iterations, enough=0.0)
-    points, missing = side_by_side(walk, seeds, neuron, goal)
+    points, missing = walk_queries(material, seeds, walk, neuron, goal)
     progress(n)
     reached = int((missing <= 0).sum())
     notes = (f"{n - reached} of {n} neurons do not reach {factor:g} times their largest value within valid inputs",)
@@ -107,7 +114,7 @@ def sample_neuron_fuzz(
         "neuron": neuron.cpu().numpy(),
         "sizes": np.repeat(sizes[None], n, axis=0),
     }
-    return Sample(space.queries(points), notes if reached < n else (), {"reached": reached}, columns)
+    return Sample(points, notes if reached < n else (), {"reached": reached}, columns)
 
 
 def _shortfall(means: Callable[[Tensor], Tensor], x: Tensor, neuron: Tensor, goal: Tensor) -> Tensor:

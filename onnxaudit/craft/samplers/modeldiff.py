@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.side_by_side import side_by_side
+from onnxaudit.craft.side_by_side import walk_queries
 from onnxaudit.craft.space import GREY_LEVELS, Space
-from onnxaudit.craft.victim import BATCH, Victim
+from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 
 FAR = 1000.0
@@ -46,19 +46,25 @@ def sample_modeldiff(
     pairs = min(n // 2, len(data))
     if not pairs:
         raise UsageError("a pair takes two queries, and one input of the data", "Raise --queries or give more data.")
-    x = victim.pixels(material.draw(pairs, rng))
-    logits = victim.predict(x)
+    inputs = material.draw(pairs, rng)
+    logits = victim.predict(inputs)
     target = FAR * (logits.mean(0) - logits)
-    noise = torch.from_numpy(rng.uniform(-1, 1, x.shape).astype(np.float32)).to(x.device)
+    noise = space.noise(pairs, 1.0, rng)
     sign = 1.0 if adv == "paper" else -1.0
     walk = partial(partners, victim, space, sign=sign, epsilon=epsilon, step=step, iterations=iterations)
-    (found,) = side_by_side(walk, x, noise, target)
-    progress(2 * pairs)
+    done = 0
+
+    def watch(points: Tensor) -> None:
+        nonlocal done
+        done += 2 * len(points)
+        progress(done)
+
+    (found,) = walk_queries(material, inputs, walk, noise, target, watch=watch)
     worse = int((sign * (distance(victim.predict(found), target) - distance(logits, target)) >= 0).sum())
     notes = [f"{worse} of {pairs} partners are not where they were pushed: the victim is flat there"] if worse else []
     if 2 * pairs < n:
         notes.append(f"{2 * pairs} queries instead of {n}: whole pairs of the {len(data)} inputs")
-    queries = space.queries(torch.stack([x, found], dim=1).flatten(0, 1))
+    queries = np.stack([inputs, found], 1).reshape(-1, *inputs.shape[1:])
     return Sample(queries, tuple(notes), columns={"pair": np.repeat(np.arange(pairs, dtype=np.int32), 2)})
 
 
@@ -97,7 +103,7 @@ def distance(logits: Tensor, target: Tensor) -> Tensor:
 
 def _gradient(victim: Victim, x: Tensor, target: Tensor) -> Tensor:
     gradients = []
-    for part, goal in zip(x.split(BATCH), target.split(BATCH), strict=True):
+    for part, goal in zip(x.split(victim.at_once), target.split(victim.at_once), strict=True):
         part = part.detach().requires_grad_(True)
         total = distance(victim.logits(part), goal).sum()
         if not total.requires_grad:

@@ -12,9 +12,9 @@ from torch import Tensor
 from onnxaudit.craft.descent import descend
 from onnxaudit.craft.layers import Inside, watched
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.side_by_side import side_by_side
+from onnxaudit.craft.side_by_side import walk_queries
 from onnxaudit.craft.space import Space
-from onnxaudit.craft.victim import BATCH, Victim
+from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 
 CANDIDATES = 2
@@ -47,19 +47,23 @@ def sample_sensitive(
     victim, space = material.victim, material.space
     if of not in ("probabilities", "top", "log"):
         raise UsageError(f"of={of!r} is not known", "Use probabilities, top or log.")
-    seeds = victim.pixels(material.draw(min(CANDIDATES * n, len(material.inputs())), rng))
-    ends = last_layer(victim, seeds[:BATCH])
-    walk = partial(
-        descend,
-        lambda x, _: -_sensitivity(ends(x), of, victim.num_classes),
-        space,
-        project=partial(_near, space, radius),
-        lr=lr,
-        iterations=iterations,
-    )
-    points, loss = side_by_side(walk, seeds, seeds)
-    with torch.no_grad():
-        active = torch.cat([ends(part)[:, victim.num_classes :] for part in points.split(BATCH)]) > 0
+    seeds = material.draw(min(CANDIDATES * n, len(material.inputs())), rng)
+    ends = last_layer(victim, victim.pixels(seeds[: victim.at_once]))
+
+    def walk(x: Tensor) -> tuple[Tensor, ...]:
+        points, loss = descend(
+            lambda x, _: -_sensitivity(ends(x), of, victim.num_classes),
+            space,
+            x,
+            x,
+            project=partial(_near, space, radius),
+            lr=lr,
+            iterations=iterations,
+        )
+        with torch.no_grad():
+            return points, loss, ends(points)[:, victim.num_classes :] > 0
+
+    points, loss, active = walk_queries(material, seeds, walk)
     weights = victim.num_classes * active.shape[1]
     good = torch.nonzero(-loss > least * weights)[:, 0]
     if not len(good):
@@ -67,7 +71,7 @@ def sample_sensitive(
     chosen = good[manc(active[good], -loss[good], n)]
     progress(len(chosen))
     notes = (f"only {len(chosen)} of {len(seeds)} inputs became sensitive",) if len(chosen) < n else ()
-    return Sample(space.queries(points[chosen]), notes, {"sensitivity": round(float(-loss[chosen].median() / weights), 4)})
+    return Sample(points[chosen.cpu().numpy()], notes, {"sensitivity": round(float(-loss[chosen].median() / weights), 4)})
 
 
 def sensitivity(scores: Tensor, features: Tensor, of: str = "probabilities") -> Tensor:

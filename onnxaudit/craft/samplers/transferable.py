@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnxaudit.craft.pools.peers import labels_of, needed_references
+from onnxaudit.craft.room import BATCH
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.side_by_side import side_by_side
+from onnxaudit.craft.side_by_side import walk_queries
 from onnxaudit.craft.space import Space
-from onnxaudit.craft.victim import BATCH, Victim
+from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
+from onnxaudit.suspect import Queries
 from onnxaudit.zoo.saving import copy_of
 
 Logits = Callable[[Tensor], Tensor]
@@ -54,21 +57,19 @@ def sample_transferable(
     victim, space = material.victim, material.space
     ensemble, notes = _copies(material, copies, noise, rng)
     walk = partial(_walk, [victim.logits, *ensemble], space, radius=radius, iterations=iterations, momentum=momentum)
-    found: list[Tensor] = []
+    found: list[Queries] = []
     data = material.inputs()
     order = rng.permutation(len(data))
     tried, missing = 0, n
     for _ in range(ROUNDS):
-        x = victim.pixels(data.x[order[tried : tried + missing]])
+        x = data.x[order[tried : tried + missing]]
         tried += len(x)
         label = victim.predict(x).argmax(1)
-        (points,) = side_by_side(walk, x, label)
-        points = victim.pixels(space.queries(points))
-        kept = points[_shared(victim, ensemble, points, label, share)]
+        (points,) = walk_queries(material, x, walk, label)
+        kept = points[_shared(victim, ensemble, points, label, share).cpu().numpy()]
         if unlike_references and len(kept):
-            queries = space.queries(kept)
-            others = labels_of(needed_references(material), queries) == victim.answer(queries).argmax(1)
-            kept = kept[torch.from_numpy(others.mean(axis=0) < 0.5).to(victim.device)]
+            others = labels_of(needed_references(material), kept) == victim.answer(kept).argmax(1)
+            kept = kept[others.mean(axis=0) < 0.5]
         found.append(kept)
         missing -= len(kept)
         progress(n - missing)
@@ -78,14 +79,14 @@ def sample_transferable(
         raise UsageError(f"none of {tried} adversarial examples is shared by the victim's copies", "Give a larger radius.")
     if missing:
         notes += (f"only {n - missing} of {tried} starts became examples that {share:.0%} of the copies share",)
-    return Sample(space.queries(torch.cat(found)), notes, {"reconstructed": True})
+    return Sample(cast("Queries", np.concatenate(found)), notes, {"reconstructed": True})
 
 
-def _shared(victim: Victim, ensemble: Sequence[Logits], points: Tensor, before: Tensor, share: float) -> Tensor:
+def _shared(victim: Victim, ensemble: Sequence[Logits], points: Queries, before: Tensor, share: float) -> Tensor:
     """Which points have another label than before, and the same at the victim and the given share of copies, (n,) bool."""
     with torch.no_grad():
         said = victim.predict(points).argmax(1)
-        same = torch.stack([_predict(copy, points).argmax(1) == said for copy in ensemble]).double().mean(0)
+        same = torch.stack([_predict(victim, copy, points).argmax(1) == said for copy in ensemble]).double().mean(0)
     return (said != before) & (same >= share - 1e-9)
 
 
@@ -100,9 +101,7 @@ def _walk(
     low, high = x - radius * space.width, x + radius * space.width
     step = 2.5 * radius / iterations * space.width
     for _ in range(iterations):
-        gradient = torch.cat(
-            [_gradient(ensemble, space, *part) for part in zip(points.split(BATCH), label.split(BATCH), strict=True)]
-        )
+        gradient = _gradient(ensemble, space, points, label)
         size = gradient.abs().flatten(1).sum(1).clamp_min(1e-12)
         velocity = momentum * velocity + gradient / size.reshape(-1, *[1] * (x.ndim - 1))
         points = space.clip(torch.minimum(torch.maximum(points + step * velocity.sign(), low), high))
@@ -111,29 +110,31 @@ def _walk(
 
 def _gradient(ensemble: Sequence[Logits], space: Space, x: Tensor, label: Tensor) -> Tensor:
     x = x.detach().requires_grad_(True)
-    shown = space.snapped(x)
-    loss = torch.stack([functional.cross_entropy(logits(shown), label, reduction="sum") for logits in ensemble]).mean()
-    (gradient,) = torch.autograd.grad(loss, x)
-    return gradient
+    total = torch.zeros_like(x)
+    for logits in ensemble:  # one after the other, so that one of them at a time keeps what its gradient needs
+        shown = space.snapped(x)
+        total += torch.autograd.grad(functional.cross_entropy(logits(shown), label, reduction="sum"), x)[0]
+    return total / len(ensemble)
 
 
 def _copies(material: Material, count: int, noise: float, rng: np.random.Generator) -> tuple[list[Logits], tuple[str, ...]]:
     """The victim's disturbed copies, and what is to be said of them."""
     victim = material.victim
-    probe = victim.pixels(material.draw(min(BATCH, len(material.inputs())), rng))
+    probe = material.draw(min(BATCH, len(material.inputs())), rng)
     if (portable := victim.portable()) is None:
-        size = probe.shape[1:]
+        size = material.space.low.shape[1:]
         shifts = [torch.from_numpy(rng.normal(0, noise / 4, size).astype(np.float32)).to(victim.device) for _ in range(count)]
         return [partial(_shifted, victim, material.space, shift) for shift in shifts], (
             "the victim's weights cannot be changed, so its copies have noise on their inputs instead",
         )
     found: list[Logits] = []
+    label = victim.predict(probe).argmax(1)
     for index in range(count):
         seed = int(rng.integers(2**31))
         strength = noise if index % 2 == 0 else PRUNED
         for _ in range(HALVINGS):
             copy = _disturbed(portable, victim.device, strength, seed, prune=index % 2 == 1)
-            if float((_predict(copy, probe).argmax(1) == victim.predict(probe).argmax(1)).float().mean()) >= ALIKE:
+            if float((_predict(victim, copy, probe).argmax(1) == label).float().mean()) >= ALIKE:
                 break
             strength /= 2
         found.append(copy)
@@ -158,5 +159,6 @@ def _disturbed(portable: bytes, device: torch.device, strength: float, seed: int
 
 
 @torch.no_grad()
-def _predict(logits: Logits, x: Tensor) -> Tensor:
-    return torch.cat([logits(part) for part in x.split(BATCH)])
+def _predict(victim: Victim, logits: Logits, x: Queries) -> Tensor:
+    step = victim.at_once
+    return torch.cat([logits(victim.pixels(x[start : start + step])) for start in range(0, len(x), step)])

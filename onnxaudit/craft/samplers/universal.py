@@ -178,7 +178,7 @@ def universal_perturbation(
         left = here[victim.predict(here).argmax(1) == labels]
         if not len(left):
             return v
-        steps, crossed = spread(walk, left)
+        steps, crossed = spread(victim, walk, left)
         return ball.project(v + steps[crossed].sum(0, keepdim=True))
 
     def by_gradient(part: Tensor, labels: Tensor, v: Tensor) -> Tensor:

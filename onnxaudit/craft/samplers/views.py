@@ -25,7 +25,7 @@ def embed(material: Material, embedding: str) -> NDArray[np.float64]:
     Victims that end in softmax have log-probabilities for logits. Raises UsageError for another word.
     """
     victim = material.victim
-    logits = victim.predict(victim.pixels(material.inputs().x)).double()
+    logits = victim.predict(material.inputs().x).double()
     if embedding == "probabilities":
         logits = logits.softmax(1)
     elif embedding != "logits":

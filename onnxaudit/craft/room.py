@@ -1,0 +1,46 @@
+"""How many inputs one pass with gradients takes, so that crafting for large networks fits into memory (torch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+BATCH = 256
+"""Largest number of queries in one pass; bounds memory, not results."""
+ROOM = {"cpu": 256 * 2**20, "cuda": 4 * 2**30}
+"""Bytes that one pass may keep for its gradients, by type of device. On a CPU more is slower: it comes fresh from the system."""
+LEAST = 8
+"""What a pass is taken to keep at least, in times its input: one without gradients keeps nothing, but needs some memory."""
+
+
+def fitting(run: Callable[[Tensor], Tensor], inputs: Tensor, batch: int | None) -> int:
+    """How many inputs ``run`` takes within ``ROOM``: a power of two, at most ``BATCH``, and no less than a fixed ``batch``.
+
+    inputs: four of them, on which it is measured what more inputs add (what weights take does not count).
+    """
+    least = LEAST * inputs[0].numel() * inputs.element_size()
+    if batch:  # padded to whole batches
+        each = _kept(run, inputs) / (-(-len(inputs) // batch) * batch)
+    else:
+        each = (_kept(run, inputs) - _kept(run, inputs[:2])) / (len(inputs) - 2)
+    room = ROOM.get(inputs.device.type, ROOM["cuda"]) / max(each, least)
+    return max(batch or 1, min(BATCH, 1 << int(math.log2(max(1.0, room)))))
+
+
+def _kept(run: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
+    """Bytes that a pass over these inputs keeps for the gradient by them; 0 if it has none."""
+    found: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            run(inputs.detach().requires_grad_(True))
+    except (RuntimeError, ValueError):  # what cannot be differentiated says so where gradients are wanted
+        return 0
+    return sum(found.values())
