@@ -13,13 +13,13 @@ from typing import NoReturn
 from onnxaudit import __version__
 from onnxaudit.errors import OnnxauditError, SuspectError, UsageError
 
-COMMANDS = ("craft", "calibrate", "check", "bench", "show", "verify", "schemes", "adapters", "demo")
+COMMANDS = ("craft", "calibrate", "check", "zoo", "bench", "show", "verify", "schemes", "adapters", "demo")
 
 
 def main() -> NoReturn:
     """Run the command line and exit with the code of the contract: 0, 1, 2, 3, 4, 10, 11 or 130."""
     gc.disable()  # while a lot is imported; long-lived commands enable it again
-    if sys.argv[1:2] not in (["craft"], ["bench"]):
+    if sys.argv[1:2] not in (["craft"], ["bench"], ["zoo"]):
         # short-lived commands that multiply small matrices: collecting garbage, and starting a pool of threads for linear
         # algebra, each cost a tenth of a small check
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -82,7 +82,10 @@ def _run(arguments: list[str]) -> int:
     names = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
     for name in names:
         module = importlib.import_module(f"onnxaudit.cli.{name}")
-        app.command(name)(getattr(module, name))
+        if hasattr(module, "app"):  # a group of commands
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(getattr(module, name))
     command = typer.main.get_command(app)
     try:
         return int(command.main(arguments or ["--help"], prog_name="onnxaudit", standalone_mode=False) or 0)

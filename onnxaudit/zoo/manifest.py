@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxaudit.decode import decode, parse
+from onnxaudit.decode import canonical, decode, parse
 from onnxaudit.errors import ArtefactError, UsageError
 
 KINDS = ("positive", "negative", "reference", "sibling")
+NAMED = ("file", "kind", "task", "arch", "accuracy")
+"""What every line of a manifest says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,14 @@ class ZooEntry:
     seed: int | None = None
     data_sha256: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_zoo(path: Path, entries: Sequence[ZooEntry]) -> None:
+    """Write a manifest in one step, one line a model; files of the entries are relative to it. What says nothing is left out."""
+    rows = [{name: value for name, value in dataclasses.asdict(entry).items() if value or name in NAMED} for entry in entries]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("[\n" + ",\n".join(map(canonical, rows)) + "\n]\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def load_zoo(path: Path) -> list[ZooEntry]:

@@ -114,7 +114,7 @@ def add_noise(victim: nn.Module, scale: float, seed: int) -> nn.Module:
 
 def extract_labels(victim: Tensor, x: Tensor, recipe: Recipe, shape: tuple[int, ...]) -> nn.Module:
     """A fresh network trained on the victim's labels for x (label extraction). victim: its logits (n, C)."""
-    return fit(build(recipe, shape, victim.shape[1]), x, victim.argmax(1), recipe)
+    return fit(_fresh(victim, recipe, shape), x, victim.argmax(1), recipe)
 
 
 def extract_probabilities(
@@ -130,14 +130,14 @@ def extract_probabilities(
         hard = nn.functional.cross_entropy(scores, wanted.argmax(1)) if share < 1 else 0.0
         return share * soft(scores, wanted) + (1 - share) * hard
 
-    return fit(build(recipe, shape, victim.shape[1]), x, victim, recipe, loss=loss)
+    return fit(_fresh(victim, recipe, shape), x, victim, recipe, loss=loss)
 
 
 def extract_top(victim: Tensor, x: Tensor, recipe: Recipe, shape: tuple[int, ...], k: int) -> nn.Module:
     """A fresh network trained on the victim's k largest probabilities for x, renormalised: what a top-k service gives away."""
     best = victim.softmax(1).topk(k, dim=1)
     targets = torch.zeros_like(victim).scatter(1, best.indices, best.values / best.values.sum(1, keepdim=True))
-    return fit(build(recipe, shape, victim.shape[1]), x, targets, recipe)
+    return fit(_fresh(victim, recipe, shape), x, targets, recipe)
 
 
 def extract_adversarially(
@@ -147,6 +147,11 @@ def extract_adversarially(
     model = extract_labels(victim, x, recipe, shape)
     hardened = dataclasses.replace(recipe, epochs=epochs, lr=recipe.lr / 5, adversarial=radius)
     return fit(model, x, victim.argmax(1), hardened)
+
+
+def _fresh(victim: Tensor, recipe: Recipe, shape: tuple[int, ...]) -> nn.Module:
+    """The recipe's network for as many classes as the victim's logits have, on their device."""
+    return build(recipe, shape, victim.shape[1]).to(victim.device)
 
 
 @torch.no_grad()

@@ -115,7 +115,7 @@ def observe(model: nn.Module, x: Tensor) -> Structure:
     notes = _Notes({weight.data_ptr(): name for name, weight in model.named_parameters()})
     run: Callable[[Tensor], Any] = model.eval()
     with torch.jit.optimized_execution(False), _Watch(notes):  # type: ignore[attr-defined]
-        run(x)
+        run(x.to(next(model.parameters()).device))
     if notes.head is None:
         raise UsageError("the victim has no last linear layer whose weights can be changed", "Leave these recipes out.")
     found = tuple(Convolution(seen.weight, seen.bias, seen.norm, seen.joins) for seen in notes.convolutions)

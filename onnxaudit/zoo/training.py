@@ -99,6 +99,9 @@ def fit(
     generator = torch.Generator().manual_seed(recipe.seed)
     trained = list(model.parameters()) if parameters is None else parameters
     device = trained[0].device
+    if x.ndim == 4:  # pixels side by side in memory: a tenth to a third faster on a CPU
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = x.contiguous(memory_format=torch.channels_last)
     steps = max(1, len(x) // recipe.batch)
     optimiser, schedule = _optimiser(recipe, trained, max(2, steps * recipe.epochs))
     model.train(parameters is None)
