@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.suspect import Queries
 
+ARRAY_SUFFIXES = {".npz", ".npy", ".safetensors"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
@@ -30,7 +31,7 @@ class Data:
 
     def take(self, rows: NDArray[np.int64]) -> Data:
         """The inputs at these rows, with a digest of their own."""
-        return _data(self.x[rows], None if self.y is None else self.y[rows], self.names, where="the data")
+        return data_of(self.x[rows], None if self.y is None else self.y[rows], self.names, where="the data")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -41,19 +42,27 @@ class Data:
 def load_data(path: Path) -> Data:
     """Read ``.npz`` or ``.safetensors`` with ``x`` and optional ``y``, or a folder of images (its sub-folders are the classes).
 
-    Raises UsageError for a missing file or wrong content, ArtefactError for an unreadable one.
+    Also IDX files of the MNIST family and CIFAR's binary files, one file or the folder of both splits, and the data sets that
+    ``readers.NAMED`` lists. Raises UsageError for a missing file or wrong content, ArtefactError for an unreadable one.
     """
+    from onnxaudit.craft.readers import NAMED, read_named, read_published  # they build on this module
+
+    if not path.exists() and str(path) in NAMED:
+        return data_of(*read_named(str(path)), where=str(path))
+    if not path.is_file() and not path.is_dir():
+        raise UsageError(f"{path} is not a file or folder", f"Check the path given by --data, or name {', '.join(NAMED)}.")
+    published = None if path.suffix in ARRAY_SUFFIXES else read_published(path)
+    if published is not None:
+        return data_of(*published, where=path.name)
     if path.is_dir():
-        return _data(*_read_folder(path), where=str(path))
-    if not path.is_file():
-        raise UsageError(f"{path} is not a file or folder", "Check the path given by --data.")
+        return data_of(*_read_folder(path), where=str(path))
     arrays = _read_arrays(path)
     if "x" not in arrays:
         raise UsageError(
             f"{path.name} has no array 'x', only {', '.join(sorted(arrays)) or 'nothing'}", "Save inputs as x, labels as y."
         )
     names = tuple(str(name) for name in arrays.get("names", ()))
-    return _data(arrays["x"], arrays.get("y"), names, where=path.name)
+    return data_of(arrays["x"], arrays.get("y"), names, where=path.name)
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -76,7 +85,8 @@ def _read_folder(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | Non
 
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise UsageError(f"{path} holds no images", f"Looked for {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        looked = f"{', '.join(sorted(IMAGE_SUFFIXES))}, train-images-idx3-ubyte[.gz], data_batch_1.bin and train.bin"
+        raise UsageError(f"{path} holds no images", f"Looked for {looked}.")
     images = []
     for file in files:
         try:
@@ -92,7 +102,8 @@ def _read_folder(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | Non
     return np.stack(images), labels, names if labelled else ()
 
 
-def _data(x: NDArray[Any], y: NDArray[Any] | None, names: tuple[str, ...], where: str) -> Data:
+def data_of(x: NDArray[Any], y: NDArray[Any] | None, names: tuple[str, ...], where: str) -> Data:
+    """Data from arrays, brought to their canonical form. Raises UsageError, naming ``where``, for what is no data."""
     if not x.size:
         raise UsageError(f"{where} holds no inputs")
     if x.dtype.kind not in "biuf":
@@ -103,8 +114,10 @@ def _data(x: NDArray[Any], y: NDArray[Any] | None, names: tuple[str, ...], where
         if y.ndim != 1 or len(y) != len(x) or not np.issubdtype(y.dtype, np.integer) or (len(y) and y.min() < 0):
             raise UsageError(f"{where}: y must be {len(x)} class indices from 0, not {y.dtype} {y.shape}")
         labels = y.astype(np.int64)
-    digest = hashlib.sha256(canonical.tobytes() + (b"" if labels is None else labels.tobytes())).hexdigest()
-    return Data(canonical, labels, names, digest)
+    digest = hashlib.sha256(canonical.data)  # in place: a data set may be as large as half the memory
+    if labels is not None:
+        digest.update(labels.data)
+    return Data(canonical, labels, names, digest.hexdigest())
 
 
 def _canonical(x: NDArray[Any], where: str) -> Queries:
