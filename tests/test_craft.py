@@ -156,6 +156,16 @@ def test_controls_of_unlabelled_data_carry_the_victims_labels(victim: Victim, da
     assert labels.tolist() == victim.answer(queries).argmax(1).tolist()
 
 
+def test_controls_of_unlabelled_data_are_those_that_the_victim_is_most_certain_of(victim: Victim, data: Data) -> None:
+    bare = Data(data.x[:80], None, (), "")
+    certainty = victim.predict(bare.x).softmax(1).amax(1)
+    queries, labels = draw_controls(victim, bare, 30, np.random.default_rng(0))
+    assert len(queries) == 30
+    assert float(victim.predict(queries).softmax(1).amax(1).min()) >= float(certainty.sort(descending=True).values[29]) - 1e-6
+    drawn, _ = draw_controls(victim, bare, 30, np.random.default_rng(0), surest=False)
+    assert float(victim.predict(drawn).softmax(1).amax(1).min()) < 0.9 * float(certainty.sort().values[40])
+
+
 class Wanting(nn.Module):
     """The shipped victim behind another input convention."""
 

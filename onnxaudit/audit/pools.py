@@ -100,7 +100,7 @@ def _sound(
     if data is None:
         probe = probing(victim, space.queries(space.uniform(PROBES, rng)), None)
     else:
-        queries, labels = draw_controls(victim, data, PROBES, rng)
+        queries, labels = draw_controls(victim, data, PROBES, rng, surest=False)
         probe = probing(victim, queries, labels if data.y is not None else None)
     filled, taken = screened(probe, targets(items, victim, options.device), role, progress, strict=False)
     return [items[place] for place in taken], filled.manifest.pool_notes

@@ -14,6 +14,9 @@ from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
 
+CANDIDATES = 4
+"""For each control of unlabelled data."""
+
 
 def sample_uniform(material: Material, n: int, rng: np.random.Generator, progress: Callable[[int], None]) -> Sample:
     """n inputs drawn from the data without replacement (QuRD's Random sampling)."""
@@ -94,8 +97,21 @@ def sample_negative_augment(material: Material, n: int, rng: np.random.Generator
     return Sample(np.concatenate(parts)[:n], notes)
 
 
-def draw_controls(victim: Victim, data: Data, n: int, rng: np.random.Generator) -> tuple[Queries, NDArray[np.int64]]:
-    """Up to n inputs at random and their labels (n,): the truth where there is one, else the victim's own answer."""
-    rows = np.sort(rng.choice(len(data), min(n, len(data)), replace=False))
-    queries = data.x[rows]
-    return queries, data.y[rows] if data.y is not None else victim.answer(queries).argmax(1).astype(np.int64)
+def draw_controls(
+    victim: Victim, data: Data, n: int, rng: np.random.Generator, *, surest: bool = True
+) -> tuple[Queries, NDArray[np.int64]]:
+    """Up to n inputs at random and their labels (n,): the truth where there is one, else the victim's own answer.
+
+    surest: without labels, those of four times as many that the victim is most certain of. An independent model gives the
+    victim's answer to few of the others where there are many classes, and would look mis-wired.
+    """
+    if data.y is not None or not surest:
+        rows = np.sort(rng.choice(len(data), min(n, len(data)), replace=False))
+        queries = data.x[rows]
+        return queries, data.y[rows] if data.y is not None else victim.answer(queries).argmax(1).astype(np.int64)
+    rows = rng.choice(len(data), min(CANDIDATES * n, len(data)), replace=False)
+    said = victim.predict(data.x[rows]).softmax(1).max(1)
+    certainty, label = said.values.cpu().numpy(), said.indices.cpu().numpy()
+    chosen = np.argsort(-certainty, kind="stable")[:n]
+    chosen = chosen[np.argsort(rows[chosen])]
+    return data.x[rows[chosen]], label[chosen].astype(np.int64)
