@@ -169,10 +169,12 @@ def test_inputs_are_modified_in_order_and_answers_after_them() -> None:
 def test_smoothing_asks_noisy_copies_and_gives_the_mean_of_their_logits() -> None:
     smoothed = deployed_as(LOGITS, ["smooth:sigma=0.1,copies=12", "posterise:bits=6"])
     echo = Echo()
-    deployed_as(echo, ["smooth:sigma=0.1,copies=12", "posterise:bits=6"]).ask(QUERIES)
+    seeing = deployed_as(echo, ["smooth:sigma=0.1,copies=12", "posterise:bits=6"])
+    seeing.ask(QUERIES)
     copies = np.concatenate(echo.seen)
     assert copies.shape == (len(QUERIES) * 12, *SHAPE)
     assert echo.queries_sent == len(copies)
+    assert seeing.queries_sent == len(QUERIES)  # type: ignore[attr-defined]
     assert (copies % 4 == 0).all()
     means = expected_answers(copies).dense().reshape(len(QUERIES), 12, 4).mean(axis=1)
     answers = smoothed.ask(QUERIES)
@@ -336,7 +338,7 @@ def test_what_is_wrapped_is_counted_and_closed_and_shows_no_inside() -> None:
         (["noise:sigma=nan"], "sigma must be a finite number"),
         (["noise:sigma=-1"], "sigma must be 0 to 10"),
         (["noise:seed=-1"], "seed must be 0 to"),
-        (["smooth:copies=0"], "copies must be 1 to 10000"),
+        (["smooth:copies=0"], "copies must be 1 to 1000"),
         (["temper:t=0"], "t must be 0.01 to 1000"),
         (["round:digits=-1"], "digits must be 0 to 7"),
         (["topk:k=0"], "k must be 1 to"),

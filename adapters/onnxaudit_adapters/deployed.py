@@ -49,7 +49,7 @@ INPUTS: Mapping[str, Modification] = MappingProxyType(
         "flip": Modification(pixels.flip),
         "crop": Modification(pixels.crop, {"share": (0.01, 1)}),
         "shift": Modification(pixels.shift, {"right": (-10_000, 10_000), "down": (-10_000, 10_000)}),
-        "smooth": Modification(pixels.smooth, {"sigma": (0, 10), "copies": (1, 10_000), **_SEED}),
+        "smooth": Modification(pixels.smooth, {"sigma": (0, 10), "copies": (1, 1000), **_SEED}),
     }
 )
 """What a server can do to images, in the order of the documentation."""
@@ -150,9 +150,9 @@ class Deployed(Suspect):
 
     @property
     def queries_sent(self) -> int:
-        """The suspect's own count, copies included. AttributeError, and so absent, where it keeps none."""
+        """The suspect's own count; the server's copies are no queries. AttributeError, and so absent, where it keeps none."""
         count: int = self._suspect.queries_sent  # type: ignore[attr-defined]
-        return count
+        return -(-count // self._copies)
 
     def _ask(self, queries: Queries) -> Answers:
         """The modified answers to one batch. Raises UsageError for inputs or answers that a step cannot work on."""

@@ -77,9 +77,12 @@ def shift(images: Images, *, right: int = 1, down: int = 1) -> Images:
 
 def smooth(images: Images, *, sigma: float = 0.02, copies: int = 100, seed: int = 0) -> Images:
     """The mean logits of so many noisy copies, pixels being in [0, 1]; of a model that gives labels or top-k, the majority."""
-    drawn = [chance.standard_normal((copies, *images.shape[1:]), np.float32) for chance in generators(images, f"smooth {seed}")]
-    noisy = [_grid(image + np.float32(255 * sigma) * draws) for image, draws in zip(images, drawn, strict=True)]
-    return np.concatenate(noisy)
+    noisy = np.empty((len(images) * copies, *images.shape[1:]), np.uint8)
+    size = np.float32(255 * sigma)
+    for place, chance in enumerate(generators(images, f"smooth {seed}")):
+        for copy in range(place * copies, (place + 1) * copies):  # one by one: floats of all copies may be gigabytes
+            noisy[copy] = _grid(images[place] + size * chance.standard_normal(images.shape[1:], np.float32))
+    return noisy
 
 
 def _each(images: Images, change: Callable[[Image.Image], Image.Image]) -> Images:
