@@ -14,8 +14,10 @@ from typing import Any, cast
 
 from onnxaudit.decode import decode
 from onnxaudit.errors import ArtefactError, UsageError
+from onnxaudit.registry import check_deployment
+from onnxaudit.zoo.architectures import ARCHITECTURES
 from onnxaudit.zoo.manifest import KINDS
-from onnxaudit.zoo.training import Recipe
+from onnxaudit.zoo.training import OPTIMISERS, Recipe
 
 SHIPPED = Path(__file__).parent / "plans"
 METHODS: Mapping[str, frozenset[str]] = MappingProxyType(
@@ -40,6 +42,8 @@ METHODS: Mapping[str, frozenset[str]] = MappingProxyType(
 )
 """What makes a model, and the options it has besides those of its training."""
 CONVERSIONS = ("export", "fp16", "int8-static", "int8-dynamic")
+FRESH = ("train", "forest")
+"""Methods that know nothing of the victim."""
 FROM_WEIGHTS = ("fine-tune", "transfer", "prune-weights", "prune-filters", "fine-prune", "add-noise")
 """Methods that change a copy of the victim."""
 FROM_ANSWERS = ("extract-labels", "extract-probabilities", "extract-top", "extract-adversarially")
@@ -150,7 +154,7 @@ class _Reader:
 
     def models(self, item: Mapping[str, Any], victim: Recipe) -> Iterator[Planned]:
         """All models of one [[model]] table."""
-        task = str(item.get("task", item.get("method", "")))
+        task = str(item.get("task", "independent" if item.get("method", "train") in FRESH else item["method"]))
         copies = item.get("copies", 1)
         swept = {key: value for key, value in item.items() if isinstance(value, list)}
         for values in itertools.product(*swept.values()):
@@ -167,6 +171,11 @@ class _Reader:
         if entry.get("kind") not in KINDS:
             raise UsageError(f"{self.file}: {name}: kind must be one of {', '.join(KINDS)}")
         labels, part = str(entry.get("labels", "")), str(entry.get("part", "own"))
+        missing = sorted({"share", "scale", "k"} & METHODS[method] - set(entry))
+        if missing:
+            raise UsageError(f"{self.file}: {name}: {method} needs {missing[0]}", f"Add {missing[0]} = ….")
+        if not 0 <= entry.get("share", 0.5) <= 1:
+            raise UsageError(f"{self.file}: {name}: share {entry['share']:g} is not between 0 and 1")
         if labels and labels not in self.labels:
             raise UsageError(f"{self.file}: {name}: unknown label set {labels!r}", "Name its data under [labels].")
         if not labels and part not in self.data.parts:
@@ -197,6 +206,9 @@ class _Reader:
             rows = 1500 if labels else max(1, round((stop - start) * self.left))
             values["epochs"] = max(1, round(images / rows))
         recipe = decode(Recipe, {**values, "seed": self._seed(name)}, f"{self.file}: {name}")
+        for what, value, known in (("arch", recipe.arch, ARCHITECTURES), ("optimiser", recipe.optimiser, OPTIMISERS)):
+            if value not in known:
+                raise UsageError(f"{self.file}: {name}: {what} {value!r} is not known", f"Use {', '.join(known)}.")
         return dataclasses.replace(recipe, adversarial=recipe.adversarial / 255 if recipe.adversarial > 1 else recipe.adversarial)
 
     def deployed(self, item: Mapping[str, Any], models: Sequence[Planned]) -> Iterator[Planned]:
@@ -207,6 +219,7 @@ class _Reader:
                 raise UsageError(f"{self.file}: [[deployed]] names {name!r}, which is no model here", f"Use {', '.join(known)}.")
             for steps in item.get("steps", []):
                 chain = (steps,) if isinstance(steps, str) else tuple(steps)
+                check_deployment(chain)
                 words = "+".join(step.replace(":", "-").replace("=", "") for step in chain)
                 model = known[name]
                 yield dataclasses.replace(

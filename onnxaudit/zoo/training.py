@@ -14,6 +14,8 @@ from torch.nn import functional
 from onnxaudit.errors import UsageError
 from onnxaudit.zoo.architectures import ARCHITECTURES, Shape
 
+OPTIMISERS = ("adamw", "sgd", "sgd-constant")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recipe:
@@ -129,8 +131,8 @@ def _optimiser(
     if recipe.optimiser == "adamw":
         adam = torch.optim.AdamW(trained, recipe.lr, weight_decay=recipe.weight_decay)
         return adam, rates.OneCycleLR(adam, recipe.lr, steps)
-    if recipe.optimiser not in ("sgd", "sgd-constant"):
-        raise UsageError(f"optimiser {recipe.optimiser!r} is not known", "Use adamw, sgd or sgd-constant.")
+    if recipe.optimiser not in OPTIMISERS:
+        raise UsageError(f"optimiser {recipe.optimiser!r} is not known", f"Use {', '.join(OPTIMISERS)}.")
     sgd = torch.optim.SGD(trained, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
     return sgd, rates.CosineAnnealingLR(sgd, steps) if recipe.optimiser == "sgd" else rates.ConstantLR(sgd, 1.0)
 
