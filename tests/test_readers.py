@@ -81,6 +81,10 @@ def test_a_folder_with_one_split_and_files_of_either_kind(tmp_path: Path) -> Non
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
     data = load_data(tmp_path)
     assert (data.x[..., 0] == x).all()
+    (tmp_path / "FashionMNIST").mkdir()
+    (tmp_path / "FashionMNIST/raw").mkdir()
+    save_idx(tmp_path / "FashionMNIST/raw", "t10k", 5)
+    assert len(load_data(tmp_path / "FashionMNIST")) == 5
     other = tmp_path / "letters-images-idx3-ubyte"  # a file may have any name in which "images" stands
     other.write_bytes(idx(x))
     (tmp_path / "letters-labels-idx1-ubyte").write_bytes(idx(y))
@@ -175,7 +179,7 @@ def broken(folder: Path) -> dict[str, tuple[Path, type[OnnxauditError], str]]:
     case("cut-end", packed[:-6], ArtefactError, "is damaged: Compressed file ended")
     case("wrong-sum", packed[:-8] + bytes(8), ArtefactError, "is damaged: CRC check failed")
     case("noise", packed[:30] + RNG.bytes(300), ArtefactError, "is damaged|ends too early|is no IDX file")
-    case("floats", b"\0\0\x0d\x03" + whole[4:], ArtefactError, "is not a readable .npz or .safetensors file")
+    case("floats", b"\0\0\x0d\x03" + whole[4:], ArtefactError, "is no IDX file of images as bytes. Save other arrays as .npz.")
     case("packed-floats", gzip.compress(b"\0\0\x0d\x03" + whole[4:]), ArtefactError, "is no IDX file of images as bytes")
     case("tar", gzip.compress(b"cifar-10-batches-bin/" + bytes(2000)), ArtefactError, "An archive has to be unpacked first.")
     case("four-axes", idx(np.zeros((2, 3, 3, 3), np.uint8)), ArtefactError, "is no IDX file of images as bytes")
@@ -226,6 +230,9 @@ def broken_cifar(folder: Path) -> dict[str, tuple[Path, type[OnnxauditError], st
     python.mkdir()
     (python / "data_batch_1").write_bytes(b"\x80\x02}q\x01.")
     cases["pickles"] = (python, UsageError, "holds no images. Looked for .bmp, .*, data_batch_1.bin and train.bin.")
+    (folder / "table.csv").write_text("a,b\n1,2\n")
+    message = "table.csv is not a readable .npz or .safetensors file: it is neither, and no published data set"
+    cases["table"] = (folder / "table.csv", ArtefactError, message)
     cases["unknown"] = (Path("sklearn:iris"), UsageError, "Check the path given by --data, or name sklearn:digits.")
     return cases
 

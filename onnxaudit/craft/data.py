@@ -72,6 +72,10 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
             loaded: dict[str, NDArray[Any]] = load_file(path)
             return loaded
+        with path.open("rb") as file:
+            head = file.read(6)
+        if head[:2] != b"PK" and head != b"\x93NUMPY":  # NumPy would call it a pickle, and advise to load it as one
+            raise ValueError("it is neither, and no published data set that is known here")
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 return {"x": archive}

@@ -24,6 +24,7 @@ Labelled: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...
 NAMED = ("sklearn:digits",)
 """Data sets that come with a package, by the name that stands for a path."""
 _CHUNK = 2**20
+_IDX_TYPES = b"\x08\x09\x0b\x0c\x0d\x0e"
 _SIDE, _PIXELS = 32, 3072
 _CIFAR10 = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
 _CIFAR100 = ("train.bin", "test.bin")
@@ -87,13 +88,14 @@ def _read_file(path: Path) -> Labelled | None:
         return _read_cifar([path])
     with path.open("rb") as file:
         head = file.read(3)
-    return _read_idx([path]) if head[:2] == b"\x1f\x8b" or head == b"\0\0\x08" else None
+    return _read_idx([path]) if head[:2] == b"\x1f\x8b" or (head[:2] == b"\0\0" and head[2:] in _IDX_TYPES) else None
 
 
 def _in_folder(folder: Path) -> list[Path]:
     """The images files of the splits that a folder of the MNIST family holds."""
     ways = [f"images{sign}idx3-ubyte{end}" for sign in "-." for end in ("", ".gz")]
-    splits = ([folder / f"{split}-{way}" for way in ways] for split in ("train", "t10k"))
+    places = (folder, folder / "raw")  # torchvision keeps them in a folder of that name
+    splits = ([place / f"{split}-{way}" for place in places for way in ways] for split in ("train", "t10k"))
     there = (next((file for file in files if file.is_file()), None) for files in splits)
     return [file for file in there if file is not None]
 
@@ -138,7 +140,8 @@ def _idx_shape(path: Path, axes: int) -> tuple[int, ...]:
         if header[:4] == b"\0\0\x08\x01":
             raise UsageError(f"{path.name} holds labels", "Give the file of the images, which lies beside it.")
         what = "images" if axes == 3 else "labels"
-        raise ArtefactError(f"{path.name} is no IDX file of {what} as bytes", "An archive has to be unpacked first.")
+        hint = "An archive has to be unpacked first." if packed else "Save other arrays as .npz."
+        raise ArtefactError(f"{path.name} is no IDX file of {what} as bytes", hint)
     shape = tuple(int.from_bytes(header[4 * place : 4 * place + 4], "big") for place in range(1, axes + 1))
     expected, size = math.prod(shape), path.stat().st_size
     limit = min(MAX_UNPACKED, max(64 * 2**20, MAX_RATIO * size)) if packed else size - len(header)
