@@ -18,6 +18,7 @@ from onnxaudit.registry import check_deployment, deployed_as, deployment_steps, 
 from onnxaudit.suspect import InputSpec, Queries, Suspect, SuspectCard, Target
 from onnxaudit.testing import assert_same, check_adapter
 from onnxaudit_adapters.callable import CallableSuspect
+from onnxaudit_adapters.http.loopback import serve_onnx
 from tests.models import SHAPE, SPEC, colour_queries, expected_answers, save_onnx
 
 FASHION = Path(__file__).resolve().parent.parent / "fixtures/fashion/test.npz"
@@ -224,6 +225,18 @@ def test_the_contract_is_kept_around_a_file(tmp_path: Path) -> None:
         assert suspect.card.runtime["onnxruntime"]
         assert suspect.card.sha256
         assert suspect.ask(QUERIES).access == Access.TOPK
+
+
+def test_the_contract_is_kept_around_an_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    steps = ["blur", "smooth:copies=3,sigma=0.1", "round:digits=1"]
+    with serve_onnx(str(save_onnx(tmp_path / "network.onnx"))) as url:
+        target = Target(url, SPEC, 4)
+        expected = deployed_as(LOGITS, steps).ask(QUERIES)
+        check_adapter(lambda: deployed_as(open_suspect(target), steps), QUERIES, expected)
+        with deployed_as(open_suspect(target), steps) as suspect:
+            suspect.ask(QUERIES)
+            assert suspect.queries_sent == len(QUERIES)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("step", KEEP_LABELS)
