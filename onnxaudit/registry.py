@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias, cast
@@ -72,6 +73,30 @@ def open_suspect(target: Target) -> Suspect:
     if kind not in NOT_SUFFIXES and not Path(target.source).is_file():
         raise UsageError(f"{target.source} is not a file", "Check the path.")
     return cast("Callable[[Target], Suspect]", pkgutil.resolve_name(reference))(target)
+
+
+def suffixes() -> frozenset[str]:
+    """Suffixes of the files that something here opens, with the dot."""
+    return frozenset(f".{name}" for name in _kinds() if name not in NOT_SUFFIXES)
+
+
+def is_endpoint(source: str) -> bool:
+    """Whether an adapter opens the URL itself; other URLs name files to be fetched."""
+    return "://" in source and kind_of(source) in _kinds()
+
+
+@cache
+def _kinds() -> frozenset[str]:
+    return frozenset(adapters())
+
+
+def weights_beside(data: bytes, path: Path) -> dict[str, str]:
+    """Name and sha256 of other files that belong to an ONNX model. Raises ArtefactError where they are unsafe or missing."""
+    if path.suffix.lower() != ".onnx" or b"location" not in data:  # the key that each tensor in another file carries
+        return {}
+    return cast("Callable[[bytes, Path], dict[str, str]]", pkgutil.resolve_name("onnxaudit_adapters.external:external_files"))(
+        data, path
+    )
 
 
 def reduce_access(suspect: Suspect, access: Access, k: int) -> Suspect:

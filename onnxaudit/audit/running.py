@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from onnxaudit import __version__
 from onnxaudit.answers import Access, parse_access
@@ -20,6 +21,7 @@ from onnxaudit.bundle import QueryBundle
 from onnxaudit.decode import canonical
 from onnxaudit.errors import OnnxauditError
 from onnxaudit.evidence.calibration import p_floor
+from onnxaudit.fetching import shown_url
 from onnxaudit.registry import open_suspect, reduce_access
 from onnxaudit.report.model import INCONCLUSIVE, Controls, Report
 from onnxaudit.suspect import Suspect, Target
@@ -47,12 +49,12 @@ def run_check(
     Target. http: options for the HTTP adapter.
     """
     level = parse_access(access) if access else None
-    compare(bundle, [], bundle.answers["victim"])  # a bundle that cannot be judged must not cost queries
+    check_judgeable(bundle)
     options = dataclasses.replace(options, access=access)
     if "://" in source:
-        target_digest = _digest(bundle, source, http)
-        evidence = options.evidence or Path(f"onnxaudit-{bundle.id[:8]}-{target_digest[:8]}.jsonl")
-        options = dataclasses.replace(options, target=target_digest, evidence=evidence)
+        digest = target_digest(bundle, source, http)
+        evidence = options.evidence or Path(f"onnxaudit-{bundle.id[:8]}-{digest[:8]}.jsonl")
+        options = dataclasses.replace(options, target=digest, evidence=evidence)
     opened: Suspect | None = None
     target = Target(source, bundle.manifest.input, bundle.manifest.victim.num_classes, options.device, options=dict(http), **said)
     try:
@@ -65,13 +67,23 @@ def run_check(
         return failed(bundle, source, options, error, getattr(opened, "queries_sent", 0))
 
 
+_JUDGEABLE: WeakSet[QueryBundle] = WeakSet()
+
+
+def check_judgeable(bundle: QueryBundle) -> None:
+    """Raise ArtefactError for a bundle of a version that this one cannot judge: it must not cost queries. Seen once each."""
+    if bundle not in _JUDGEABLE:
+        compare(bundle, [], bundle.answers["victim"])
+        _JUDGEABLE.add(bundle)
+
+
 def _reduced(suspect: Suspect, level: tuple[Access, int] | None) -> Suspect:
     if level is None:
         return suspect
     return reduce_access(suspect, *level)
 
 
-def _digest(bundle: QueryBundle, source: str, http: Mapping[str, Any]) -> str:
+def target_digest(bundle: QueryBundle, source: str, http: Mapping[str, Any]) -> str:
     """Which suspect a URL and its headers mean, without telling what they say: slow to compute, and salted with the bundle.
 
     Credentials are left out: they may be renewed before a run is gone on with.
@@ -79,15 +91,6 @@ def _digest(bundle: QueryBundle, source: str, http: Mapping[str, Any]) -> str:
     headers = sorted((n.lower(), v) for n, v in (http.get("headers") or {}).items() if not CREDENTIALS.search(n))
     said = canonical([source, headers, http.get("dialect"), http.get("output_name")])
     return hashlib.scrypt(said.encode(), salt=bundle.id.encode(), n=2**14, r=8, p=1, dklen=32).hex()
-
-
-def _shown(source: str) -> str:
-    """A target without what may be secret in a URL: credentials and query."""
-    scheme, separator, rest = source.partition("://")
-    if not separator:
-        return source
-    host, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('#')[0]}"
 
 
 def failed(bundle: QueryBundle, source: str, options: CheckOptions, error: BaseException, sent: int) -> Report:
@@ -104,7 +107,7 @@ def failed(bundle: QueryBundle, source: str, options: CheckOptions, error: BaseE
         score=None,
         reasons=(words,),
         bundle={"id": bundle.id, "victim_sha256": bundle.manifest.victim.sha256, "references": references},
-        suspect={"source": _shown(source), "kind": "", "access": None, "sha256": None, "runtime": {}},
+        suspect={"source": shown_url(source), "kind": "", "access": None, "sha256": None, "runtime": {}},
         controls=Controls(),
         schemes=(),
         queries={"sent": sent, "reused": 0, "failed": 0},

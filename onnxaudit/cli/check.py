@@ -12,6 +12,7 @@ from onnxaudit.cli.console import (
     find_bundle,
     parse_choice,
     parse_floats,
+    parse_headers,
     parse_number,
     parse_shape,
 )
@@ -85,7 +86,7 @@ def check(
         "dialect": dialect,
         "input_name": input_name,
         "output_name": output_name,
-        "headers": _headers(header or []),
+        "headers": parse_headers(header or []),
         "rate": rate,
         "batch": batch,
         "timeout": timeout,
@@ -108,23 +109,3 @@ def check(
         for path in output or []:
             write_all(report, path)
     return report.exit_code
-
-
-def _headers(lines: list[str]) -> dict[str, str]:
-    """ "Name: value" lines as a mapping, with environment variables filled in. Raises UsageError for an unset one."""
-    import os
-    import re
-
-    def fill(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        if name not in os.environ:
-            raise UsageError(f"--header uses ${name}, which is not set", "Export it first; nothing was sent.")
-        return os.environ[name]
-
-    found = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not name.strip():
-            raise UsageError("--header must look like 'Name: value'")
-        found[name.strip()] = re.sub(r"\$(?:\{(\w+)\}|(\w+))", fill, value.strip())
-    return found

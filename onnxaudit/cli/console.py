@@ -138,3 +138,22 @@ def check_alpha(alpha: float | None) -> None:
     """Raise UsageError unless alpha is None or between 0 and 1."""
     if alpha is not None and not 0 < alpha < 1:
         raise UsageError(f"--alpha {alpha:g} must lie between 0 and 1", "For example 0.05.")
+
+
+def parse_headers(lines: list[str]) -> dict[str, str]:
+    """ "Name: value" lines as a mapping, with environment variables filled in. Raises UsageError for an unset one."""
+    import re
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise UsageError(f"--header uses ${name}, which is not set", "Export it first; nothing was sent.")
+        return os.environ[name]
+
+    found = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            raise UsageError("--header must look like 'Name: value'")
+        found[name.strip()] = re.sub(r"\$(?:\{(\w+)\}|(\w+))", fill, value.strip())
+    return found

@@ -1,0 +1,60 @@
+"""What a scan is to check: files, folders, URLs, and lists of them, as single suspects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from onnxaudit.errors import UsageError
+from onnxaudit.fetching import listed
+from onnxaudit.registry import is_endpoint, suffixes
+
+
+def gathered(paths: Sequence[str], listing: Path | None = None) -> list[str]:
+    """Every suspect once, in order: files, the models below folders (by suffix), endpoints, and files behind other URLs.
+
+    listing: a file with one path or URL a line; what is wrong there is for the scan to report, a path of the command line that
+    does not exist is a UsageError, as is nothing at all.
+    """
+    kinds = suffixes()
+    for path in paths:
+        if "://" not in path and not Path(path).exists():
+            raise UsageError(f"{path} does not exist", "Check the path; nothing was asked.")
+    found = dict.fromkeys(source for path in [*paths, *_lines(listing)] for source in _expanded(path, kinds))
+    if not found:
+        raise UsageError(
+            "there is nothing to scan" if not (paths or listing) else "there are no models in what was given",
+            f"Give files, folders or URLs; in folders, {', '.join(sorted(kinds))} are taken.",
+        )
+    return list(found)
+
+
+def _lines(listing: Path | None) -> list[str]:
+    if listing is None:
+        return []
+    try:
+        text = listing.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise UsageError(f"--list {listing} cannot be read: {error.strerror}", "Check the path.") from None
+    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def _expanded(path: str, kinds: Collection[str]) -> Iterator[str]:
+    if "://" in path:
+        yield from [path] if is_endpoint(path) else listed(path, kinds)
+    elif Path(path).is_dir():
+        yield from _below(path, kinds)
+    else:
+        yield path
+
+
+def _below(folder: str, kinds: Collection[str]) -> Iterator[str]:
+    """Models in a folder and in those below it, in the order of their names. Links to folders are not followed."""
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _below(entry.path, kinds)
+        elif Path(entry.name).suffix.lower() in kinds and entry.is_file():
+            yield entry.path
