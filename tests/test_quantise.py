@@ -187,9 +187,17 @@ def test_what_cannot_be_converted_is_said_and_nothing_is_written(images: NDArray
     cases.append(("int8-dynamic", half, None, UsageError, "half.onnx has no float32 weights"))
     forest = save_forest(tmp_path / "forest.onnx", zipmap=False)
     cases += [(kind, forest, None, UsageError, "forest.onnx has no (float32 )?weights") for kind in ("fp16", "int8-dynamic")]
+    weights = numpy_helper.from_array(np.full((6, 3), np.inf, np.float32), "w")
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    endless = assemble([node], {"x": (TensorProto.FLOAT, ("n", 6))}, {"y": (TensorProto.FLOAT, ("n", 3))}, [weights])
+    onnx.save(endless, str(tmp_path / "endless.onnx"))
+    message = "endless.onnx cannot be converted to fp16: the export answered NaN or infinity"
+    cases.append(("fp16", tmp_path / "endless.onnx", np.ones((3, 6), np.float32), ArtefactError, message))
     for kind, source, calibration, error, message in cases:
         with pytest.raises(error, match=message) as caught:
             quantise(kind, source, target, calibration)
         assert "\n" not in str(caught.value)
         assert not target.exists()
     assert not list(tmp_path.glob("*.tmp"))
+    with pytest.raises(ArtefactError, match=r"nowhere/export.onnx cannot be written: No such file or directory"):
+        quantise("fp16", COPY, tmp_path / "nowhere/export.onnx")

@@ -36,7 +36,8 @@ def quantise(kind: str, source: Path, target: Path, calibration: Queries | None 
     kind: "fp16" (weights and arithmetic), "int8-static" (QDQ, weights per channel, ranges the extremes on ``calibration``) or
     "int8-dynamic" (ranges of every input as it comes). calibration: canonical queries. spec: how they become inputs where the
     file's signature does not say; default: pixels in [0, 1]. Equal inputs give equal bytes. Raises UsageError for an unknown
-    kind, missing or unfit calibration, or a model in which there is nothing to convert; ArtefactError for one that cannot be.
+    kind, missing or unfit calibration, or a model in which there is nothing to convert; ArtefactError for one that cannot be,
+    or whose export answers NaN to the calibration inputs.
     """
     if kind not in KINDS:
         raise UsageError(f"there is no export {kind!r}", f"Choose from: {', '.join(KINDS)}.")
@@ -55,17 +56,20 @@ def quantise(kind: str, source: Path, target: Path, calibration: Queries | None 
                 # ONNX's own inference of shapes is enough for classifiers; the symbolic one takes a second and another package
                 quantization.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
                 _to_integers(kind, prepared, written, calibration, spec)
-            onnxruntime.InferenceSession(str(written), _silent(), providers=["CPUExecutionProvider"])
+            if not _weights(onnx.load(str(written))) & KINDS[kind]:
+                raise UsageError(f"{source.name} has no weights that {kind} would change")
+            _try(written, calibration, spec)
         except (UsageError, ArtefactError):
             raise
         except Exception as error:  # what converts and what runs raises anything
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = " ".join(str(error).replace(str(written), "the export").split())[:200] or type(error).__name__
             raise ArtefactError(f"{source.name} cannot be converted to {kind}: {reason}") from error
-        if not _weights(onnx.load(str(written))) & KINDS[kind]:
-            raise UsageError(f"{source.name} has no weights that {kind} would change")
         temporary = target.with_suffix(".tmp")
-        temporary.write_bytes(written.read_bytes())
-        temporary.replace(target)
+        try:
+            temporary.write_bytes(written.read_bytes())
+            temporary.replace(target)
+        except OSError as error:
+            raise ArtefactError(f"{target} cannot be written: {error.strerror or error}") from None
 
 
 def _loaded(source: Path) -> onnx.ModelProto:
@@ -94,8 +98,7 @@ def _to_integers(kind: str, prepared: Path, written: Path, calibration: Queries 
     if kind == "int8-dynamic" or calibration is None:
         quantization.quantize_dynamic(str(prepared), str(written))
         return
-    known = spec or InputSpec(tuple(calibration.shape[1:]), layout="NCHW" if calibration.ndim == 4 else "NC")
-    with open_onnx(Target(str(prepared), known, device="cpu")) as suspect:
+    with open_onnx(_target(prepared, calibration, spec)) as suspect:
         quantization.quantize_static(
             str(prepared),
             str(written),
@@ -103,6 +106,20 @@ def _to_integers(kind: str, prepared: Path, written: Path, calibration: Queries 
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
         )
+
+
+def _try(written: Path, calibration: Queries | None, spec: InputSpec | None) -> None:
+    """Raise whatever opening the export raises, or some answers of it: half precision may overflow, and then answers NaN."""
+    if calibration is None:
+        onnxruntime.InferenceSession(str(written), _silent(), providers=["CPUExecutionProvider"])
+        return
+    with open_onnx(_target(written, calibration, spec)) as suspect:
+        suspect.ask(calibration[:BATCH])
+
+
+def _target(path: Path, calibration: Queries, spec: InputSpec | None) -> Target:
+    known = spec or InputSpec(tuple(calibration.shape[1:]), layout="NCHW" if calibration.ndim == 4 else "NC")
+    return Target(str(path), known, device="cpu")
 
 
 class _Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]  # the library has no type hints
