@@ -21,7 +21,7 @@ from onnxaudit.suspect import InputSpec, Queries, Target
 from onnxaudit_adapters.onnx import OnnxSuspect, open_onnx
 
 BATCH = 50
-"""Calibration inputs that are run together, as far as the model takes so many."""
+"""Calibration inputs that are run together, fewer of large ones."""
 KINDS = {
     "fp16": {TensorProto.FLOAT16},
     "int8-static": {TensorProto.INT8, TensorProto.UINT8},
@@ -127,7 +127,8 @@ class _Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]  #
 
     def __init__(self, suspect: OnnxSuspect, queries: Queries) -> None:
         card = suspect.card
-        size = card.batch or min(BATCH, card.max_batch or BATCH)
+        # calibration keeps every layer's output of a batch, where an answer keeps one at a time
+        size = card.batch or max(1, min(BATCH, (card.max_batch or BATCH) // 4))
         fill = -len(queries) % card.batch if card.batch else 0
         filled = np.concatenate([queries, np.repeat(queries[-1:], fill, axis=0)]) if fill else queries
         self._batches = (suspect.feeds(filled[i : i + size]) for i in range(0, len(filled), size))
