@@ -1,167 +1,247 @@
-"""bench(): every scheme over a zoo. References calibrate, negatives judge; every model is asked once."""
+"""bench(): every scheme over a zoo, at several budgets, accesses and seeds. References calibrate, negatives judge."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from onnxaudit import __version__
-from onnxaudit.answers import Access, Answers, parse_access
-from onnxaudit.audit.comparing import compare
-from onnxaudit.audit.insights import Insights, look_inside
-from onnxaudit.audit.judging import judge
+from onnxaudit.answers import Access, Answers
+from onnxaudit.audit.calibrating import control_accuracy, refusal, with_models
+from onnxaudit.audit.crafting import CraftOptions
+from onnxaudit.audit.insights import Insights, insight_key, look_inside
+from onnxaudit.audit.preparing import Crafted, Prepared, combine, combined_names, craft_portion, prepare
 from onnxaudit.audit.progress import Progress
-from onnxaudit.bundle import QueryBundle
+from onnxaudit.audit.remembering import digests_of, memory_name, recall
+from onnxaudit.audit.results import BenchResult, results
+from onnxaudit.audit.scoring import Measured, Source, Sweep, forget, measure
+from onnxaudit.bundle import ModelEntry, QueryBundle
+from onnxaudit.engines import Lost, Work, open_engine
 from onnxaudit.errors import UsageError
-from onnxaudit.evidence.metrics import aruc, auc, tpr_at_fpr
-from onnxaudit.interview import interview
 from onnxaudit.registry import open_suspect
-from onnxaudit.report.model import DERIVED, Report
+from onnxaudit.schemes.catalogue import Scheme
+from onnxaudit.schemes.samplers import Need
 from onnxaudit.suspect import SuspectCard, Target
-from onnxaudit.zoo.manifest import ZooEntry
-
-COMBINED = "combined"
-ALL = "all"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Asked:
-    """One suspect of the zoo with its answers. seconds: to open and ask it."""
-
-    entry: ZooEntry
-    card: SuspectCard
-    answers: Answers
-    seconds: float
-    inside: Insights = field(default_factory=dict)
+from onnxaudit.zoo.manifest import KINDS, ZooEntry
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Figures of one scheme at one access level for one task (or all). derived: share with that finding; seconds: mean a suspect.
+class BenchOptions:
+    """What the user asked for. chosen: None for the whole catalogue. composed: all compositions too. full: no budget is capped.
 
-    aruc: only for matching rates. derived: only for the combined statistic, which carries the finding.
+    output: where results go; crafted queries and answers are kept in ``cache``. jobs, engine, address: who asks the models.
     """
 
-    scheme: str
-    access: str
-    task: str
-    positives: int
-    negatives: int
-    auc: float
-    tpr_at_5: float
-    aruc: float | None
-    derived: float | None
-    seconds: float
+    chosen: tuple[Scheme, ...] | None
+    budgets: tuple[int, ...]
+    accesses: tuple[str, ...]
+    seeds: int
+    output: Path
+    cache: Path
+    composed: bool = False
+    full: bool = False
+    jobs: int | None = None
+    engine: str = "local"
+    address: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class BenchResult:
-    """rows: the table; scores: every model's, for plots: (scheme, access, task, kind, file, score, finding)."""
+def bench(crafting: CraftOptions, zoo: Sequence[ZooEntry], options: BenchOptions, progress: Progress) -> BenchResult:
+    """Craft every sampler's queries for every seed, ask every model each query once, and compare.
 
-    rows: tuple[Row, ...]
-    scores: tuple[dict[str, Any], ...]
-    craft_seconds: float
-    facts: dict[str, Any]
-
-
-def bench(
-    bundle: QueryBundle, zoo: Sequence[ZooEntry], accesses: Sequence[str], craft_seconds: float, progress: Progress, device: str
-) -> BenchResult:
-    """Ask every positive and negative once, then score it at every access level by every scheme and by the combined statistic.
-
-    bundle: crafted with the zoo's references. Raises UsageError if the zoo lacks a kind.
+    Raises UsageError if the zoo lacks a kind, or a chosen scheme cannot be crafted.
     """
     of = by_kind(zoo)
-    rates = {entry.name for entry in bundle.manifest.schemes if entry.detector in ("matching-rate", "hamming")}
-    asked = list(ask_zoo(bundle, [*of["positive"], *of["negative"]], device, progress))
-    rows: list[Row] = []
-    scores: list[dict[str, Any]] = []
-    for access in accesses:
-        level, k = parse_access(access)
-        found = [score for item in asked for score in _scores(bundle, item, level, k, access)]
-        scores += found
-        rows += _rows(found, access, rates, float(np.mean([item.seconds for item in asked])))
-    facts = {"bundle": bundle.id, "references": len(bundle.manifest.of_role("reference")), "tool": __version__}
-    return BenchResult(tuple(rows), tuple(scores), craft_seconds, facts)
+    crafting = dataclasses.replace(crafting, reference_files=[Path(entry.file) for entry in of["reference"]])
+    prepared = prepare(
+        crafting,
+        options.chosen,
+        options.budgets,
+        options.seeds,
+        options.cache / "queries",
+        progress,
+        composed=options.composed,
+        full=options.full,
+    )
+    crafted = _craft(prepared, options, progress)
+    names = combined_names(options.chosen, crafting)
+    bundles = [combine(prepared.kitchen, prepared.portions, names, crafting.seed + place) for place in range(options.seeds)]
+    sweep = _sweep(prepared, crafted, bundles, options, crafting.device)
+    references = _ask(sweep, of["reference"], options, progress, "asking references")
+    usable = _screened(bundles[0], sweep, of["reference"], references, progress)
+    helped = {str(file) for file in prepared.kitchen.training}
+    learned = {place for place in usable if of["reference"][place].file in helped}
+    calibrating = [place for place in usable if place not in learned or not _learns(bundles[0])]
+    ready = [_calibrated(bundle, sweep, [(of["reference"][i], references[i]) for i in calibrating]) for bundle in bundles]
+    ready = [bundle.save(path, force=True) for bundle, path in zip(ready, sweep.judged, strict=True)]
+    suspects = [*of["positive"], *of["negative"], *of["sibling"]]
+    measured = [*_ask(sweep, suspects, options, progress, "asking suspects")]
+    innocents = [place for place in usable if place not in learned]
+    models = [*suspects, *(of["reference"][place] for place in innocents)]
+    return results(prepared, crafted, sweep, ready, models, [*measured, *(references[place] for place in innocents)])
 
 
 def by_kind(zoo: Sequence[ZooEntry]) -> dict[str, list[ZooEntry]]:
     """The zoo's models by kind. Raises UsageError if it lacks references, positives or negatives."""
-    of = {kind: [entry for entry in zoo if entry.kind == kind] for kind in ("reference", "positive", "negative")}
-    for kind, entries in of.items():
-        if not entries:
+    of = {kind: [entry for entry in zoo if entry.kind == kind] for kind in KINDS}
+    for kind in ("reference", "positive", "negative"):
+        if not of[kind]:
             raise UsageError(f"the zoo has no {kind}s", "bench needs references to calibrate, positives and negatives to judge.")
+    if any(entry.labels for entry in of["reference"]):
+        raise UsageError("a reference of the zoo has another label set than the victim", "List it as a negative.")
     return of
 
 
-def ask_zoo(bundle: QueryBundle, entries: Sequence[ZooEntry], device: str, progress: Progress) -> Iterator[Asked]:
-    """Every model of the zoo, asked all queries once."""
-    report = progress.task("asking suspects", len(entries))
-    for number, entry in enumerate(entries):
-        started = time.perf_counter()
-        target = Target(entry.file, bundle.manifest.input, bundle.manifest.victim.num_classes, device)
-        with open_suspect(target) as suspect:
-            answers = interview(suspect, bundle.queries).answers
-            inside = look_inside(bundle, suspect.inside)
-            yield Asked(entry, suspect.card, answers, time.perf_counter() - started, inside)
-        report(number + 1)
+# ------------------------------------------------------------------------------------------------------------ crafting, asking
 
 
-def _scores(bundle: QueryBundle, item: Asked, level: Access, k: int, access: str) -> Iterator[dict[str, Any]]:
-    """One record a scheme, and one for the combined statistic with the finding."""
-    answers = dataclasses.replace(item.answers.degrade(level, k), num_classes=bundle.manifest.victim.num_classes)
-    references = [bundle.answers[model.id] for model in bundle.manifest.of_role("reference")]
-    inside = item.inside if level >= item.answers.access else {}  # who gives labels only does not show its inside
-    report: Report = judge(bundle, item.card, answers, None, inside=inside)
-    base = {"access": access, "task": item.entry.task, "kind": item.entry.kind, "file": item.entry.file}
-    for scheme in compare(bundle, references, answers, inside).schemes:
-        if scheme.scores is not None:
-            yield {**base, "scheme": scheme.name, "score": float(scheme.scores[-1]), "queries": scheme.queries, "finding": None}
-    yield {**base, "scheme": COMBINED, "score": report.score, "queries": len(bundle.queries), "finding": report.finding}
+def _craft(prepared: Prepared, options: BenchOptions, progress: Progress) -> list[Crafted]:
+    """Every portion, crafted now or before. Raises UsageError for a chosen scheme that cannot be crafted."""
+    jobs = options.jobs if prepared.device == "cpu" else 1
+    found: list[Crafted] = []
+    for portion, result in zip(
+        prepared.portions,
+        _all(craft_portion, prepared.kitchen, prepared.portions, "crafting queries", progress, jobs=jobs),
+        strict=True,
+    ):
+        crafted = Crafted(0, 0.0, why=result.reason) if isinstance(result, Lost) else result
+        if not crafted.queries and options.chosen is not None:
+            raise UsageError(f"{portion.schemes[0].name}: {crafted.why}", "Leave it out, or give what it needs.")
+        found.append(crafted)
+    return found
 
 
-def _rows(scores: Sequence[dict[str, Any]], access: str, rates: set[str], seconds: float) -> Iterator[Row]:
-    tasks = list(dict.fromkeys(score["task"] for score in scores if score["kind"] == "positive"))
-    for scheme in dict.fromkeys(score["scheme"] for score in scores):
-        mine = [score for score in scores if score["scheme"] == scheme and score["score"] is not None]
-        negatives = [score for score in mine if score["kind"] == "negative"]
-        for task in [*tasks, ALL]:
-            positives = [s for s in mine if s["kind"] == "positive" and task in (ALL, s["task"])]
-            yield _row(scheme, access, task, positives, negatives, seconds, rate=scheme in rates)
-        yield _row(scheme, access, "independent", negatives, negatives, seconds, rate=False)
-
-
-def _row(
-    scheme: str,
-    access: str,
-    task: str,
-    positives: Sequence[dict[str, Any]],
-    negatives: Sequence[dict[str, Any]],
-    seconds: float,
-    *,
-    rate: bool,
-) -> Row:
-    high, low = [s["score"] for s in positives], [s["score"] for s in negatives]
-    innocent = task == "independent"
-    return Row(
-        scheme,
-        access,
-        task,
-        0 if innocent else len(positives),
-        len(negatives),
-        float("nan") if innocent else auc(high, low),
-        float("nan") if innocent else tpr_at_fpr(high, low),
-        aruc(_counts(positives), _counts(negatives)) if rate and not innocent else None,
-        float(np.mean([s["finding"] == DERIVED for s in positives])) if scheme == COMBINED and positives else None,
-        round(seconds, 4),
+def _sweep(
+    prepared: Prepared, crafted: Sequence[Crafted], bundles: Sequence[QueryBundle], options: BenchOptions, device: str
+) -> Sweep:
+    """What the workers are told; the bundles are saved for them, still without references."""
+    folder = prepared.kitchen.folder
+    sources = [
+        Source(folder / f"{portion.name}.oab", portion.composed)
+        for portion, result in zip(prepared.portions, crafted, strict=True)
+        if result.queries
+    ]
+    judged = [options.output / f"bundle-seed{bundle.manifest.seed}.oab" for bundle in bundles]
+    for bundle, path in zip(bundles, judged, strict=True):
+        bundle.save(path, force=True)
+    cache = options.cache / "answers"
+    return Sweep(
+        tuple(sources), tuple(judged), options.budgets, options.accesses, prepared.kitchen.input, prepared.classes, cache, device
     )
 
 
-def _counts(scores: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
-    """Matching rates as (matched, asked)."""
-    return [(round(score["score"] * score["queries"]), score["queries"]) for score in scores]
+def _ask(sweep: Sweep, entries: Sequence[ZooEntry], options: BenchOptions, progress: Progress, words: str) -> list[Measured]:
+    """Every model measured; what fails is said, and has no card."""
+    found = []
+    forget()  # bundles were replaced since they were read
+    results = _all(measure, sweep, entries, words, progress, jobs=options.jobs, engine=options.engine, address=options.address)
+    for entry, result in zip(entries, results, strict=True):
+        measured = Measured(None, error=result.reason) if isinstance(result, Lost) else result
+        if measured.card is None:
+            progress.note(f"left out: {entry.name or Path(entry.file).name}: {measured.error}")
+        found.append(measured)
+    return found
+
+
+def _all(
+    function: Work,
+    shared: Any,
+    items: Sequence[Any],
+    words: str,
+    progress: Progress,
+    *,
+    jobs: int | None,
+    engine: str = "local",
+    address: str | None = None,
+) -> list[Any]:
+    """``function(shared, item)`` of every item, in order: in this process if one job is enough, else by an engine."""
+    report = progress.task(words, len(items))
+    results: list[Any] = [None] * len(items)
+    if engine == "local" and (jobs == 1 or len(items) < 2):
+        for place, item in enumerate(items):
+            results[place] = function(shared, item)
+            report(place + 1)
+        return results
+    with open_engine(engine, function, shared, jobs=jobs, address=address) as workers:
+        waiting, sent, done = iter(enumerate(items)), 0, 0
+        while done < len(items):
+            while sent - done < 2 * workers.slots and sent < len(items):
+                workers.submit(*next(waiting))
+                sent += 1
+            place, result = workers.wait()
+            results[place] = result
+            done += 1
+            report(done)
+    return results
+
+
+# ----------------------------------------------------------------------------------------------------------------- calibrating
+
+
+def _learns(bundle: QueryBundle) -> bool:
+    """Whether a scheme of the bundle was made with the help of references."""
+    return any(Need.REFERENCES in _needs(entry.sampler, entry.sampling, entry.detector) for entry in bundle.manifest.schemes)
+
+
+def _needs(sampler: str, sampling: Mapping[str, Any], detector: str) -> Need:
+    return Scheme("", "", sampler, "", detector, sampling).needs
+
+
+def _known(bundle: QueryBundle, sweep: Sweep, measured: Measured) -> Answers:
+    """What a measured model answered to a bundle, as the bundle keeps it."""
+    assert measured.card is not None
+    memory = recall(sweep.cache / memory_name(measured.card))
+    answers = memory.said(digests_of(bundle.queries))
+    if answers.access == Access.TOPK:
+        answers = answers.degrade(Access.LABEL)
+    return dataclasses.replace(answers, num_classes=bundle.manifest.victim.num_classes)
+
+
+def _entry(bundle: QueryBundle, card: SuspectCard, answers: Answers, name: str) -> ModelEntry:
+    classes = bundle.manifest.victim.num_classes
+    accuracy = control_accuracy(bundle, answers)
+    return ModelEntry(
+        name,
+        "reference",
+        Path(card.source).name,
+        card.sha256,
+        card.kind,
+        answers.access.word,
+        classes,
+        accuracy,
+        "reference of the zoo",
+    )
+
+
+def _screened(
+    bundle: QueryBundle, sweep: Sweep, entries: Sequence[ZooEntry], measured: Sequence[Measured], progress: Progress
+) -> list[int]:
+    """Places of the references that can serve as such, as craft would take them: no copies of the victim or of each other."""
+    asked = {place: _known(bundle, sweep, item) for place, item in enumerate(measured) if item.card is not None}
+    taken: list[int] = []
+    for place, answers in asked.items():
+        card = measured[place].card
+        assert card is not None
+        entry = _entry(bundle, card, answers, f"reference-{len(taken):03d}")
+        reason = refusal(bundle, entry, answers, [other for number, other in asked.items() if number != place])
+        if reason is not None:
+            progress.note(f"left out: {entries[place].file} {reason}")
+            continue
+        bundle = with_models(bundle, [(entry, answers, {})])
+        taken.append(place)
+    return taken
+
+
+def _calibrated(bundle: QueryBundle, sweep: Sweep, references: Sequence[tuple[ZooEntry, Measured]]) -> QueryBundle:
+    """The bundle with the references in it."""
+    found = []
+    for place, (entry, measured) in enumerate(references):
+        assert measured.card is not None
+        answers = _known(bundle, sweep, measured)
+        insights: Insights = {}
+        if any(map(insight_key, bundle.manifest.schemes)):
+            with open_suspect(Target(entry.file, sweep.input, sweep.classes, sweep.device)) as model:
+                insights = look_inside(bundle, model.inside)
+        found.append((_entry(bundle, measured.card, answers, f"reference-{place:03d}"), answers, insights))
+    return with_models(bundle, found)

@@ -76,10 +76,10 @@ def craft(options: CraftOptions, progress: Progress) -> QueryBundle:
     _check(options)
     whole = load_data(options.data) if options.data else None
     chosen, why = _chosen(options, whole)
-    victim, notes = _open(options, whole)
+    victim, notes = victim_of(options, whole)
     for note in (*notes, *why):
         progress.note(note)
-    training, data = _split(options, whole)
+    training, data = divided(options, whole)
     pools = gather(options, chosen, victim, (training, data), progress)
     material = Material(victim, data, pools.surrogate_peers, pools.training_peers)
     sampled = sample_all(chosen, material, options, progress)
@@ -142,7 +142,7 @@ def _check(options: CraftOptions) -> None:
         raise UsageError("--queries must be at least 2, --controls and --train-… at least 0")
 
 
-def _split(options: CraftOptions, whole: Data | None) -> tuple[Data | None, Data | None]:
+def divided(options: CraftOptions, whole: Data | None) -> tuple[Data | None, Data | None]:
     """Data to train references and surrogates on, and data that queries come from; they never overlap."""
     if not options.train_references and not options.train_surrogates:
         return None, whole
@@ -152,7 +152,7 @@ def _split(options: CraftOptions, whole: Data | None) -> tuple[Data | None, Data
     return split(whole)
 
 
-def _open(options: CraftOptions, data: Data | None) -> tuple[Victim, list[str]]:
+def victim_of(options: CraftOptions, data: Data | None) -> tuple[Victim, list[str]]:
     """The victim under the input convention that was given or found, and what to say about it."""
     shape = options.input or (data.shape if data else None)
     if shape is None:

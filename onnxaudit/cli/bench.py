@@ -1,38 +1,38 @@
 """onnxaudit bench."""
 
 import gc
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from onnxaudit.cli.console import Console
 from onnxaudit.errors import UsageError, missing_extra
 
-if TYPE_CHECKING:
-    from onnxaudit.audit.crafting import CraftOptions
-    from onnxaudit.zoo.manifest import ZooEntry
-
-QUERIES, BUDGETS = 100, "10,20,50,100,200"
+BUDGETS = "50,100,200,400,1000"
 
 
 def bench(
     zoo: Annotated[Path, typer.Argument(help="Zoo manifest, zoo.json.")],
     victim: Annotated[Path, typer.Option(help="The victim.")],
     data: Annotated[Path | None, typer.Option(help="Its data, as for craft.")] = None,
-    scheme: Annotated[list[str] | None, typer.Option(help="As for craft; may be repeated. Default: auto and random.")] = None,
-    queries: Annotated[int | None, typer.Option(help=f"Queries a scheme. Default: {QUERIES}.")] = None,
+    scheme: Annotated[
+        list[str] | None, typer.Option(help="As for craft; may be repeated. Default: the catalogue; judged together: auto.")
+    ] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="Every valid composition of parts as well.")] = False,
+    budgets: Annotated[str | None, typer.Option(help=f"Queries a scheme. Default: {BUDGETS}.")] = None,
+    queries: Annotated[int | None, typer.Option(help="The same with one number.")] = None,
     access: Annotated[list[str] | None, typer.Option(help="Access levels. Default: logits and label.")] = None,
+    seeds: Annotated[int, typer.Option(help="Sets of queries, for means and deviations.")] = 1,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    full: Annotated[bool, typer.Option("--full", help="Every scheme at every budget, however long it takes.")] = False,
     surrogates: Annotated[Path | None, typer.Option(help="As for craft.")] = None,
     train_surrogates: Annotated[int, typer.Option(help="As for craft.")] = 0,
-    grid: Annotated[
-        bool, typer.Option("--grid", help="Every valid composition of parts, at the first access level, by TPR@5%.")
-    ] = False,
-    budgets: Annotated[str | None, typer.Option(help=f"Numbers of queries of the grid. Default: {BUDGETS}.")] = None,
-    seed: Annotated[int, typer.Option(help="As for craft.")] = 0,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for results and plots.")] = Path("bench"),
+    cache: Annotated[Path | None, typer.Option(help="Folder for queries and answers. Default: cache in the output.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes. Default: one a core.")] = None,
+    engine: Annotated[str, typer.Option(help="local, dask or ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of an existing cluster.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> None:
@@ -42,97 +42,56 @@ def bench(
     from onnxaudit.zoo.manifest import load_zoo
 
     try:
+        from onnxaudit.audit.benching import BenchOptions
+        from onnxaudit.audit.benching import bench as run
         from onnxaudit.audit.crafting import CraftOptions
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "PyTorch", "torch") from None
+    from onnxaudit.audit.preparing import expanded
+    from onnxaudit.report.benchmark import summary, write_results
+
     if grid and scheme:
         raise UsageError("--grid takes every composition", "Leave out --scheme.")
-    if grid and queries is not None:
-        raise UsageError("--grid has several numbers of queries", "Give --budgets instead of --queries.")
-    if budgets is not None and not grid:
-        raise UsageError("--budgets is for --grid", "Give --queries, or --grid too.")
-    counts = parse_counts(BUDGETS if budgets is None else budgets, "--budgets")
+    if queries is not None and budgets is not None:
+        raise UsageError("--queries and --budgets say the same", "Give one of them.")
+    if seeds < 1:
+        raise UsageError("--seeds must be at least 1")
+    counts = parse_counts(str(queries) if queries is not None else BUDGETS if budgets is None else budgets, "--budgets")
     accesses = list(dict.fromkeys(access or ["logits", "label"]))
     for level in accesses:
         parse_access(level)
     entries = load_zoo(zoo)
-    options = CraftOptions(
+    crafting = CraftOptions(
         victim=victim,
         data=data,
-        queries=counts[-1] if grid else QUERIES if queries is None else queries,
-        reference_files=[Path(entry.file) for entry in entries if entry.kind == "reference"],
         surrogates=surrogates,
         train_surrogates=train_surrogates,
         surrogate_folder=output / "surrogates",
         seed=seed,
         device=device,
+        jobs=jobs,
+    )
+    options = BenchOptions(
+        expanded(scheme, crafting) if scheme else None,
+        tuple(counts),
+        tuple(accesses),
+        seeds,
+        output,
+        cache or output / "cache",
+        grid,
+        full,
+        jobs,
+        engine,
+        address,
     )
     gc.enable()
     console = Console()
     try:
         output.mkdir(parents=True, exist_ok=True)
-        if grid:
-            said = _grid(options, entries, accesses[0], counts, output, console)
-        else:
-            said = _bench(options, scheme, entries, accesses, zoo.name, output, console)
+        result = run(crafting, entries, options, console)
+        written = write_results(result, zoo.name, output)
     except OSError as error:
-        raise UsageError(f"{output} cannot be written: {error.strerror}", "Choose another folder with -o.") from None
+        raise UsageError(f"{error.filename or output} cannot be written: {error.strerror}", "Choose another folder.") from None
     finally:
         console.close()
-    typer.echo(said)
-
-
-def _bench(
-    options: "CraftOptions",
-    schemes: Sequence[str] | None,
-    entries: "Sequence[ZooEntry]",
-    accesses: Sequence[str],
-    zoo: str,
-    output: Path,
-    console: Console,
-) -> str:
-    import dataclasses
-
-    from onnxaudit.audit.benching import bench as run
-    from onnxaudit.audit.benching import by_kind
-    from onnxaudit.audit.crafting import craft
-    from onnxaudit.report.benchmark import plot_roc, plot_scores, results_json, results_table
-
-    by_kind(entries)
-    names = tuple(schemes or ["auto", *(["random"] if options.data else [])])
-    options = dataclasses.replace(options, schemes=names, optional=not schemes)
-    started = time.perf_counter()
-    bundle = craft(options, console).save(output / "bundle.oab", force=True)
-    result = run(bundle, entries, accesses, time.perf_counter() - started, console, options.device)
-    facts = {**result.facts, "craft_seconds": round(result.craft_seconds, 2), "zoo": zoo, "seed": options.seed}
-    (output / "results.json").write_text(results_json(result.rows, result.scores, facts), encoding="utf-8")
-    plot_roc(result.scores, accesses[0], output / "roc.png")
-    plot_scores(result.scores, accesses[0], output / "scores.png")
-    return (
-        f"{results_table(result.rows)}\n{output}/results.json, roc.png, scores.png, bundle.oab; "
-        f"crafting and asking references took {result.craft_seconds:.1f} s"
-    )
-
-
-def _grid(
-    options: "CraftOptions",
-    entries: "Sequence[ZooEntry]",
-    access: str,
-    budgets: Sequence[int],
-    output: Path,
-    console: Console,
-) -> str:
-    import dataclasses
-
-    from onnxaudit.answers import parse_access
-    from onnxaudit.audit.crafting import available, craft
-    from onnxaudit.audit.grid import carriers, grid
-    from onnxaudit.report.benchmark import grid_json, grid_table
-
-    names = tuple(scheme.name for scheme in carriers(available=available(options)))
-    bundle = craft(dataclasses.replace(options, schemes=names, optional=True), console).save(output / "bundle.oab", force=True)
-    cells = grid(bundle, entries, budgets, parse_access(access), console, options.device)
-    facts: dict[str, Any] = {"bundle": bundle.id, "access": access, "seed": options.seed, "budgets": list(budgets)}
-    (output / "grid.json").write_text(grid_json(cells, facts), encoding="utf-8")
-    count = len({cell.scheme for cell in cells})
-    return f"{grid_table(cells, budgets)}\n{count} compositions; {output}/grid.json, bundle.oab"
+    typer.echo(f"{summary(result)}\n{output}: {', '.join(written)}")

@@ -1,131 +1,297 @@
-"""A benchmark's results: JSON, a table, a ROC plot and a plot of score distributions."""
+"""A benchmark's results as JSON, as tables, and as files in a folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxaudit.evidence.metrics import auc, roc
 from onnxaudit.report.text import table
 
+SCHEMA = "onnxaudit.bench/2"
+STANDARD = 100
+"""The budget that tables and plots show if there is one: most papers'."""
+ALL, INDEPENDENT, SIBLING, COMBINED = "all", "independent", "sibling", "combined"
+SHOWN = 30
+"""Compositions in results.md; results.json has all."""
+Results = Mapping[str, Any]
 
-def results_json(rows: Sequence[Any], scores: Sequence[dict[str, Any]], facts: dict[str, Any]) -> str:
+
+def results_json(result: Any, zoo: str) -> str:
     """Everything as one JSON document; what is not defined is null."""
-    plain = [{name: _finite(value) for name, value in dataclasses.asdict(row).items()} for row in rows]
-    return json.dumps({"schema": "onnxaudit.bench/1", **facts, "rows": plain, "scores": list(scores)}, indent=1, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def results_table(rows: Sequence[Any]) -> str:
-    """The table for a terminal, one line a scheme, access and task."""
-    head = ("scheme", "access", "task", "models", "AUC", "TPR@5%", "ARUC", "derived", "seconds")
-    cells = [
-        (
-            row.scheme,
-            row.access,
-            row.task,
-            str(row.positives or row.negatives),
-            _cell(row.auc),
-            _cell(row.tpr_at_5),
-            _cell(row.aruc),
-            "-" if row.derived is None else f"{row.derived:.0%}",
-            f"{row.seconds:.2f}",
-        )
-        for row in rows
-    ]
-    return table(head, cells)
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.2f}"
-
-
-def _split(scores: Sequence[dict[str, Any]], scheme: str, access: str) -> tuple[list[float], list[float]]:
-    mine = [s for s in scores if s["scheme"] == scheme and s["access"] == access and s["score"] is not None]
-    return [s["score"] for s in mine if s["kind"] == "positive"], [s["score"] for s in mine if s["kind"] == "negative"]
-
-
-def plot_roc(scores: Sequence[dict[str, Any]], access: str, path: Path) -> None:
-    """ROC of every scheme at one access level over all tasks."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5, 5), layout="constrained")
-    axes = figure.add_subplot()
-    for scheme in dict.fromkeys(score["scheme"] for score in scores):
-        positives, negatives = _split(scores, scheme, access)
-        if positives and negatives:
-            false, true = roc(positives, negatives)
-            axes.plot(false, true, drawstyle="steps-post", label=f"{scheme} (AUC {auc(positives, negatives):.2f})", linewidth=1.8)
-    axes.axvline(0.05, color="0.7", linestyle=":", linewidth=1)
-    axes.set(
-        xlabel="share of independent models flagged", ylabel="share of derived models found", title=f"All tasks, access {access}"
+    parts = {
+        "rows": [dataclasses.asdict(row) for row in result.rows],
+        "grid": [dataclasses.asdict(cell) for cell in result.cells],
+        "models": list(result.models),
+        "scores": list(result.scores),
+    }
+    listed = ",\n".join(
+        f'"{name}": [\n' + ",\n".join(json.dumps(item, separators=(",", ":"), allow_nan=False) for item in items) + "\n]"
+        for name, items in parts.items()
     )
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
-    axes.legend(loc="lower right", fontsize="small")
-    figure.savefig(path, dpi=130)
+    facts = json.dumps({"zoo": zoo, **result.facts}, allow_nan=False, ensure_ascii=False)
+    return f'{{"schema": "{SCHEMA}",\n"facts": {facts},\n{listed}}}\n'
 
 
-def plot_scores(scores: Sequence[dict[str, Any]], access: str, path: Path) -> None:
-    """Every suspect's score by task, one panel a scheme."""
-    from matplotlib.figure import Figure
+def write_results(result: Any, zoo: str, output: Path) -> list[str]:
+    """results.json, results.md and the plots in a folder, each replaced in one step; their names."""
+    from onnxaudit.report.plots import draw_all
 
-    schemes = list(dict.fromkeys(score["scheme"] for score in scores))
-    tasks = ["independent", *dict.fromkeys(score["task"] for score in scores if score["kind"] == "positive")]
-    figure = Figure(figsize=(2.6 * len(schemes) + 1.6, 0.35 * len(tasks) + 1.4), layout="constrained")
-    panels = figure.subplots(1, len(schemes), sharey=True, squeeze=False)[0]
-    for axes, scheme in zip(panels, schemes, strict=True):
-        for height, task in enumerate(tasks):
-            innocent = task == "independent"
-            values = [
-                s["score"]
-                for s in scores
-                if s["scheme"] == scheme
-                and s["access"] == access
-                and s["score"] is not None
-                and (s["kind"] == "negative" if innocent else s["kind"] == "positive" and s["task"] == task)
-            ]
-            axes.plot(values, [height] * len(values), "o" if innocent else "d", color="C0" if innocent else "C3", alpha=0.6)
-        _, negatives = _split(scores, scheme, access)
-        if negatives:
-            axes.axvline(max(negatives), color="0.7", linestyle=":", linewidth=1)
-        axes.set_title(scheme, fontsize="medium")
-        axes.tick_params(labelsize="small")
-    panels[0].set_yticks(range(len(tasks)), tasks)
-    panels[0].invert_yaxis()
-    figure.suptitle(f"Scores, access {access} (dotted: the closest innocent)", fontsize="medium")
-    figure.savefig(path, dpi=130)
+    text = results_json(result, zoo)
+    found = json.loads(text)
+    _write(output / "results.json", text)
+    _write(output / "results.md", results_markdown(found))
+    return ["results.json", "results.md", *draw_all(found, output)]
 
 
-def grid_json(cells: Sequence[Any], facts: dict[str, Any]) -> str:
-    """The grid as one JSON document, one cell a composition and budget."""
-    plain = [dataclasses.asdict(cell) for cell in cells]
-    return json.dumps({"schema": "onnxaudit.grid/1", **facts, "cells": plain}, indent=1, allow_nan=False)
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)  # noqa: PTH105 - the atomic one
 
 
-def grid_table(cells: Sequence[Any], budgets: Sequence[int]) -> str:
-    """TPR@5% of every composition at every budget, best at the largest budget first, ties by AUC there."""
-    of: dict[str, dict[int, Any]] = {}
-    for cell in cells:
-        of.setdefault(cell.scheme, {})[cell.budget] = cell
-    last = budgets[-1]
+def standard_budget(results: Results) -> int:
+    """The budget that tables and plots show: 100, or the one that is next to it."""
+    budgets: list[int] = results["facts"]["budgets"]
+    return min(budgets, key=lambda budget: (abs(budget - STANDARD), budget))
+
+
+def rows_of(results: Results, **wanted: Any) -> list[dict[str, Any]]:
+    """The rows whose fields have these values."""
+    return [row for row in results["rows"] if all(row[name] == value for name, value in wanted.items())]
+
+
+# --------------------------------------------------------------------------------------------------------------------- terminal
+
+
+def summary(result: Any) -> str:
+    """What a terminal shows: every scheme over all tasks at one budget, then the finding task by task."""
+    results = json.loads(results_json(result, ""))
+    facts, budget = results["facts"], standard_budget(results)
+    lines = [f"All tasks together, {_budget_words(results, budget)}:"]
+    schemes = _overall(results, budget, _plain)
+    lines += [table(SCHEME_HEAD, schemes), "", _finding_words(facts, budget)]
+    lines.append(table(FINDING_HEAD, _findings(results, budget)))
+    if results["grid"]:
+        lines += ["", f"The best of {len({cell['scheme'] for cell in results['grid']})} compositions, {GRID_WORDS}:"]
+        lines.append(table(_grid_head(facts), _grid(results, facts["accesses"][0], 10, _plain)))
+    return "\n".join([*lines, "", *_left_out(facts)])
+
+
+def _budget_words(results: Results, budget: int) -> str:
+    seeds = results["facts"]["seeds"]
+    return f"{budget} queries a scheme" + (f", mean of {seeds} seeds" if seeds > 1 else "")
+
+
+def _finding_words(facts: Mapping[str, Any], budget: int) -> str:
+    return (
+        f"The finding, {budget} queries a scheme ({', '.join(facts['combined'])}; {facts['references']} references, "
+        f"alpha {facts['alpha']:g}):"
+    )
+
+
+GRID_WORDS = "references counted among the innocents"
+SCHEME_HEAD = ("scheme", "access", "queries", "AUC", "TPR@5%", "ARUC", "innocents", "highest", "craft s", "check s")
+FINDING_HEAD = ("task", "access", "models", "AUC", "TPR@5%", "derived", "accused", "at most")
+
+Show = Callable[[float | None, float | None], str]
+
+
+def _plain(value: float | None, deviation: float | None = None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _with_deviation(value: float | None, deviation: float | None = None) -> str:
+    return "-" if value is None else f"{value:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def _overall(results: Results, budget: int, show: Show) -> list[tuple[str, ...]]:
+    """Cells of ``SCHEME_HEAD``: a scheme that takes all of its queries or none is shown at its only budget."""
+    shown: list[tuple[str, ...]] = []
+    for access in results["facts"]["accesses"]:
+        rows = rows_of(results, task=ALL, access=access)
+        for scheme in dict.fromkeys(row["scheme"] for row in rows):
+            mine = [row for row in rows if row["scheme"] == scheme]
+            row = min(mine, key=lambda row: (abs(row["budget"] - budget), row["budget"]))
+            shown.append(
+                (
+                    scheme,
+                    access,
+                    f"{row['queries']:.0f}",
+                    show(row["auc"], row["auc_sd"]),
+                    show(row["tpr_at_5"], row["tpr_at_5_sd"]),
+                    show(row["aruc"], row["aruc_sd"]),
+                    _plain(row["innocent_mean"]),
+                    _plain(row["innocent_max"]),
+                    _plain(row["craft_seconds"]),
+                    _plain(row["check_seconds"]),
+                )
+            )
+    return shown
+
+
+def _findings(results: Results, budget: int, show: Show = _plain) -> list[tuple[str, ...]]:
+    """Cells of ``FINDING_HEAD``, innocents last."""
+    shown: list[tuple[str, ...]] = []
+    for access in results["facts"]["accesses"]:
+        for row in rows_of(results, scheme=COMBINED, budget=budget, access=access):
+            innocent = row["task"] in (INDEPENDENT, SIBLING)
+            shown.append(
+                (
+                    row["task"],
+                    access,
+                    str(row["files"] if innocent else row["positives"]),
+                    show(row["auc"], row["auc_sd"]),
+                    show(row["tpr_at_5"], row["tpr_at_5_sd"]),
+                    "-" if innocent or row["derived"] is None else f"{row['derived']:.0%}",
+                    f"{row['accused']}" if innocent else "-",
+                    f"{row['bound']:.0%}" if innocent and row["bound"] is not None else "-",
+                )
+            )
+    return shown
+
+
+def _grid_head(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    last = facts["budgets"][-1]
+    return ("queries + representation + detector", *(f"TPR@5% {budget}" for budget in facts["budgets"]), f"AUC ≤ {last}")
+
+
+def _grid(results: Results, access: str, most: int, show: Show) -> list[tuple[str, ...]]:
+    """The best compositions by TPR@5% at the standard budget, ties by AUC; the area is that at each one's largest budget."""
+    of: dict[str, dict[int, dict[str, Any]]] = {}
+    for cell in results["grid"]:
+        if cell["access"] == access:
+            of.setdefault(cell["scheme"], {})[cell["budget"]] = cell
+    budget = standard_budget(results)
 
     def rank(name: str) -> tuple[float, float]:
-        best = of[name].get(last)
-        return (-best.tpr_at_5, -best.auc) if best is not None and best.tpr_at_5 is not None else (1.0, 1.0)
+        cell = of[name].get(budget)
+        return (1.0, 1.0) if cell is None or cell["tpr_at_5"] is None else (-cell["tpr_at_5"], -cell["auc"])
 
-    rows = [
+    return [
         (
             name,
-            *(_cell(of[name][budget].tpr_at_5 if budget in of[name] else None) for budget in budgets),
-            _cell(of[name][last].auc if last in of[name] else None),
+            *(show(*_pair(of[name].get(size), "tpr_at_5")) for size in results["facts"]["budgets"]),
+            show(*_pair(of[name][max(of[name])], "auc")),
         )
-        for name in sorted(of, key=rank)
+        for name in sorted(of, key=rank)[:most]
     ]
-    return table(("queries + representation + detector", *(f"TPR@5% {budget}" for budget in budgets), f"AUC {last}"), rows)
+
+
+def _pair(cell: Mapping[str, Any] | None, name: str) -> tuple[float | None, float | None]:
+    return (None, None) if cell is None else (cell[name], cell[f"{name}_sd"])
+
+
+def _left_out(facts: Mapping[str, Any]) -> list[str]:
+    """What the figures do not hold, in words."""
+    said = [f"left out: {name} ({why})" for name, why in facts["left_out"].items()]
+    said += [f"found fewer queries than asked: {name}, {count}" for name, count in facts["found_fewer"].items()]
+    by_cap: dict[int, list[str]] = {}
+    for name, cap in facts["capped"].items():
+        by_cap.setdefault(cap, []).append(name)
+    said += [f"to {cap} queries only (--full lifts it): {', '.join(names)}" for cap, names in sorted(by_cap.items())]
+    return said
+
+
+# --------------------------------------------------------------------------------------------------------------------- Markdown
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; columns that hold numbers are set right."""
+    marks = ["---:" if rows and all(row[i][:1] in "-0123456789" for row in rows) else "---" for i in range(len(head))]
+    lines = [head, marks, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def results_markdown(results: Results) -> str:
+    """All tables of results.json that people read."""
+    facts, budget = results["facts"], standard_budget(results)
+    parts = [f"# Benchmark on {facts['zoo'] or 'a zoo'}", _setting(results)]
+    parts += [f"## All tasks together, {_budget_words(results, budget)}", OVERALL_WORDS]
+    parts.append(markdown_table(SCHEME_HEAD, _overall(results, budget, _with_deviation)))
+    parts += [f"## The finding, {budget} queries a scheme", _finding_words(facts, budget) + " " + FINDING_WORDS]
+    parts.append(markdown_table(FINDING_HEAD, _findings(results, budget, _with_deviation)))
+    parts += ["## The finding by budget", markdown_table(*_finding_by_budget(results))]
+    for access in facts["accesses"]:
+        parts += [f"## TPR@5% by task, {budget} queries, access {access}", markdown_table(*by_task(results, access, budget))]
+        parts += [f"## TPR@5% of all tasks by budget, access {access}", markdown_table(*_by_budget(results, access))]
+        if results["grid"]:
+            parts += [f"## The best {SHOWN} compositions, access {access}", f"In the grid, {GRID_WORDS}."]
+            parts.append(markdown_table(_grid_head(facts), _grid(results, access, SHOWN, _with_deviation)))
+    parts += ["## Seconds to craft", markdown_table(*_costs(facts))]
+    parts += ["## Left out", "\n".join(f"- {line}" for line in _left_out(facts)) or "Nothing."]
+    return "\n\n".join(parts) + "\n"
+
+
+OVERALL_WORDS = (
+    "Models of the victim's label set. `innocents` and `highest` are the mean and the largest score of the independent models; "
+    "`craft s` makes the queries, in proportion to the budget; `check s` opens a suspect and asks it. "
+    "± is the standard deviation over seeds."
+)
+FINDING_WORDS = (
+    "`derived`: share of the models with that finding. `accused`: innocent files with it, the most at one seed; "
+    "`at most`: the upper end of the exact 95 % interval of that rate."
+)
+
+
+def _setting(results: Results) -> str:
+    facts, models = results["facts"], results["models"]
+    kinds = {kind: sum(model["kind"] == kind for model in models) for kind in ("positive", "negative", "sibling", "reference")}
+    return "\n".join(
+        [
+            f"- onnxaudit {facts['tool']}, victim `{facts['victim_sha256'][:16]}`, {facts['seeds']} seeds from {facts['seed']}",
+            f"- {kinds['positive']} derived models, {kinds['negative']} independent ones, {kinds['sibling']} siblings; "
+            f"{facts['references']} references calibrate",
+            "- Thresholds of schemes come from the independent models, which calibrate nothing; "
+            f"those of compositions from these and {kinds['reference']} references.",
+            "- A model that gives less than an access level is compared at what it gives.",
+            f"- A suspect was opened in {facts['opening_seconds']:.3f} s, asked in {1e3 * facts['query_seconds']:.2f} ms a "
+            f"query, judged in {facts['judging_seconds']:.3f} s; this run asked {facts['asked']} queries, the others were known.",
+        ]
+    )
+
+
+def by_task(results: Results, access: str, budget: int) -> tuple[list[str], list[list[str]]]:
+    """Schemes by tasks: TPR@5%."""
+    rows = rows_of(results, access=access)
+    tasks = [task for task in dict.fromkeys(row["task"] for row in rows) if task != INDEPENDENT]
+    shown = []
+    for scheme in dict.fromkeys(row["scheme"] for row in rows):
+        mine = [row for row in rows if row["scheme"] == scheme]
+        at = min((row["budget"] for row in mine), key=lambda size: (abs(size - budget), size))
+        known = {row["task"]: row for row in mine if row["budget"] == at}
+        shown.append([scheme, *(_with_deviation(*_pair(known.get(task), "tpr_at_5")) for task in tasks)])
+    return ["scheme", *tasks], shown
+
+
+def _by_budget(results: Results, access: str) -> tuple[list[str], list[list[str]]]:
+    budgets, rows = results["facts"]["budgets"], rows_of(results, access=access, task=ALL)
+    known = {(row["scheme"], row["budget"]): row for row in rows}
+    schemes = dict.fromkeys(row["scheme"] for row in rows)
+    cells = [[name, *(_with_deviation(*_pair(known.get((name, size)), "tpr_at_5")) for size in budgets)] for name in schemes]
+    return ["scheme", *map(str, budgets)], cells
+
+
+def _finding_by_budget(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Share of derived models that are found, and innocents that are accused, by budget."""
+    shown = []
+    for access in results["facts"]["accesses"]:
+        for budget in results["facts"]["budgets"]:
+            rows = {row["task"]: row for row in rows_of(results, scheme=COMBINED, budget=budget, access=access)}
+            if ALL not in rows:
+                continue
+            accused = [f"{rows[task]['accused']} of {rows[task]['files']}" for task in (INDEPENDENT, SIBLING) if task in rows]
+            found = _with_deviation(rows[ALL]["derived"], rows[ALL]["derived_sd"])
+            shown.append([access, str(budget), found, _with_deviation(*_pair(rows[ALL], "tpr_at_5")), *[*accused, "-"][:2]])
+    return ["access", "queries a scheme", "derived", "TPR@5%", "innocents accused", "siblings accused"], shown
+
+
+def _costs(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [name, f"{cost['queries']:.0f}", f"{cost['seconds']:.2f}", f"{1e3 * cost['seconds'] / cost['queries']:.1f}"]
+        for name, cost in sorted(facts["craft_seconds"].items(), key=lambda item: -item[1]["seconds"])
+    ]
+    return ["queries of", "queries", "seconds", "ms a query"], rows

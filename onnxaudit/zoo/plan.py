@@ -48,6 +48,7 @@ FROM_WEIGHTS = ("fine-tune", "transfer", "prune-weights", "prune-filters", "fine
 """Methods that change a copy of the victim."""
 FROM_ANSWERS = ("extract-labels", "extract-probabilities", "extract-top", "extract-adversarially")
 """Methods that train a fresh network on what the victim says."""
+TABLES, LISTS, SCALES = ("data", "labels", "architectures", "victim"), ("model", "deployed"), {"wider", "longer", "attack_steps"}
 _OWN = frozenset({"kind", "task", "method", "part", "arch", "labels", "copies", "least", "name", "images", "like-victim"})
 
 
@@ -110,21 +111,34 @@ def load_plan(path: Path, inputs: int, seed: int) -> Plan:
     Every list among a model's values is a sweep: one model for each combination. Raises ArtefactError for a file that is no
     TOML, UsageError naming the entry that is wrong.
     """
-    try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ArtefactError(f"{path.name} is not valid TOML: {error}") from None
-    unknown = set(value) - {"data", "labels", "architectures", "victim", "model", "deployed"}
-    if unknown:
-        raise UsageError(f"{path.name}: unknown table {sorted(unknown)[0]!r}", "See docs/zoo.md.")
+    value = _read(path)
     data = _checked_data(decode(DataPlan, value.get("data", {}), f"{path.name} [data]"), inputs, path.name)
     labels = decode(cast("type[Any]", Mapping[str, str]), value.get("labels", {}), f"{path.name} [labels]")
-    reader = _Reader(path.name, data, labels, value.get("architectures", {}), inputs - data.queries - data.test, seed)
+    scale = decode(_Scale, {key: value[key] for key in SCALES & set(value)}, path.name)
+    reader = _Reader(path.name, data, labels, value.get("architectures", {}), inputs - data.queries - data.test, seed, scale)
     victim = reader.recipe(value.get("victim", {}), "own", "the victim")
     models = [planned for item in value.get("model", []) for planned in reader.models(item, victim)]
     models += [planned for item in value.get("deployed", []) for planned in reader.deployed(item, models)]
     _check(models, path.name)
     return Plan(data, labels, victim, tuple(models))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A recipe file's tables, on top of those of its ``base``."""
+    try:
+        value = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"{path.name} is not valid TOML: {error}") from None
+    unknown = set(value) - {"base", *TABLES, *LISTS, *SCALES}
+    if unknown:
+        raise UsageError(f"{path.name}: unknown table {sorted(unknown)[0]!r}", "See docs/zoo.md.")
+    if "base" not in value:
+        return value
+    below = path.parent / str(value["base"])
+    base = _read(below if below.is_file() and below != path else find_plan(str(value["base"])))
+    tables = {name: {**base.get(name, {}), **value.get(name, {})} for name in TABLES}
+    lists = {name: [*base.get(name, []), *value.get(name, [])] for name in LISTS}
+    return {**base, **value, **tables, **lists}
 
 
 def _checked_data(data: DataPlan, inputs: int, where: str) -> DataPlan:
@@ -142,6 +156,15 @@ def _checked_data(data: DataPlan, inputs: int, where: str) -> DataPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class _Scale:
+    """How much larger than written networks are, and how much longer they are trained; steps of PGD in training."""
+
+    wider: float = 1.0
+    longer: float = 1.0
+    attack_steps: int = 5
+
+
+@dataclass(frozen=True, slots=True)
 class _Reader:
     """Expands entries of one recipe file. left: inputs that parts are shares of."""
 
@@ -151,6 +174,7 @@ class _Reader:
     architectures: Mapping[str, Mapping[str, Any]]
     left: int
     seed: int
+    scale: _Scale
 
     def models(self, item: Mapping[str, Any], victim: Recipe) -> Iterator[Planned]:
         """All models of one [[model]] table."""
@@ -204,7 +228,9 @@ class _Reader:
         if images is not None:
             start, stop = self.data.parts.get(part, (0.0, 1.0))
             rows = 1500 if labels else max(1, round((stop - start) * self.left))
-            values["epochs"] = max(1, round(images / rows))
+            values["epochs"] = max(1, round(self.scale.longer * images / rows))
+        values["width"] = self.scale.wider * values.get("width", 1.0)
+        values.setdefault("attack_steps", self.scale.attack_steps)
         recipe = decode(Recipe, {**values, "seed": self._seed(name)}, f"{self.file}: {name}")
         for what, value, known in (("arch", recipe.arch, ARCHITECTURES), ("optimiser", recipe.optimiser, OPTIMISERS)):
             if value not in known:
