@@ -121,7 +121,7 @@ def gradients(
         scores = scores.clamp_min(1e-12).log() if normalised else scores
         return scores - scores.mean(1, keepdim=True) if score == "centred" else scores
 
-    at_once = min(program.most, fitting(program.scores, x[:4], program.batch)) if len(x) >= 4 else 1
+    at_once = min(program.most, fitting(program.scores, x[:2], program.batch)) if len(x) >= 2 else 1
     parts = []
     for part in x.split(max(1, at_once // nodes)):
         terms = sketched(path_terms(logits, part, start, nodes, at_once), sketch)

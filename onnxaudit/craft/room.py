@@ -19,13 +19,11 @@ LEAST = 8
 def fitting(run: Callable[[Tensor], Tensor], inputs: Tensor, batch: int | None) -> int:
     """How many inputs ``run`` takes within ``ROOM``: a power of two, at most ``BATCH``, and no less than a fixed ``batch``.
 
-    inputs: four of them, on which it is measured what more inputs add (what weights take does not count).
+    inputs: two of them or more, on which it is measured what another input adds (what weights take does not count).
     """
     least = LEAST * inputs[0].numel() * inputs.element_size()
-    if batch:  # padded to whole batches
-        each = _kept(run, inputs) / (-(-len(inputs) // batch) * batch)
-    else:
-        each = (_kept(run, inputs) - _kept(run, inputs[:2])) / (len(inputs) - 2)
+    padded = -(-len(inputs) // batch) * batch if batch else 0
+    each = _kept(run, inputs) / padded if padded else _kept(run, inputs[:2]) - _kept(run, inputs[:1])
     room = ROOM.get(inputs.device.type, ROOM["cuda"]) / max(each, least)
     return max(batch or 1, min(BATCH, 1 << int(math.log2(max(1.0, room)))))
 

@@ -105,6 +105,8 @@ def draw_controls(
     surest: without labels, those of four times as many that the victim is most certain of. An independent model gives the
     victim's answer to few of the others where there are many classes, and would look mis-wired.
     """
+    if not n:
+        return data.x[:0], np.zeros(0, np.int64)
     if data.y is not None or not surest:
         rows = np.sort(rng.choice(len(data), min(n, len(data)), replace=False))
         queries = data.x[rows]
