@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnxaudit.audit.crafting import CraftOptions, victim_of
 from onnxaudit.audit.progress import Progress
 from onnxaudit.craft.data import Data, load_data
+from onnxaudit.craft.readers import fitted
 from onnxaudit.craft.victim import Victim, choose_device
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
@@ -119,8 +120,6 @@ def _shelve(folder: Path, name: str, data: Data, parts: dict[str, tuple[int, int
 
 def _shelve_other(folder: Path, name: str, source: str, shape: tuple[int, ...]) -> Shelf:
     """Another label set's data, brought to the victim's size."""
-    from onnxaudit.craft.readers import fitted
-
     data = fitted(load_data(Path(source)), shape)
     if data.y is None:
         raise UsageError(f"the data of label set {name!r} has no labels", "Give y with it.")

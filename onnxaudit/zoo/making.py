@@ -191,14 +191,11 @@ def _from_answers(planned: Planned, said: Tensor, x: Tensor, shape: tuple[int, .
 
 
 def _grow_forest(planned: Planned, workshop: Workshop, path: Path) -> None:
-    from sklearn.ensemble import RandomForestClassifier
-
-    from onnxaudit.zoo.forest import save_forest  # the converter takes a second to import
+    from onnxaudit.zoo.forest import fit_forest, save_forest  # the converter takes a second to import
 
     shelf = workshop.shelves[planned.labels]
     images, labels = shelf.take(planned.part or "train", planned.options.get("rows"))
-    forest = RandomForestClassifier(planned.options.get("trees", 20), random_state=planned.recipe.seed % 2**31, n_jobs=1)
-    forest.fit(images.reshape(len(images), -1), labels)
+    forest = fit_forest(images, labels, trees=planned.options.get("trees", 20), seed=planned.recipe.seed % 2**31)
     save_forest(forest, workshop.shape, shelf.classes, path)
 
 

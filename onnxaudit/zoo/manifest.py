@@ -11,6 +11,7 @@ from typing import Any
 
 from onnxaudit.decode import canonical, decode, parse
 from onnxaudit.errors import ArtefactError, UsageError
+from onnxaudit.registry import check_deployment
 
 KINDS = ("positive", "negative", "reference", "sibling")
 NAMED = ("file", "kind", "task", "arch", "accuracy")
@@ -64,6 +65,7 @@ def load_zoo(path: Path) -> list[ZooEntry]:
         entry = decode(ZooEntry, item, f"{path.name}[{number}]")
         if entry.kind not in KINDS:
             raise ArtefactError(f"{path.name}[{number}]: unknown kind {entry.kind!r}", f"Use {', '.join(KINDS)}.")
+        check_deployment(entry.deployed)
         file = path.parent / entry.file
         if not file.is_file():
             raise UsageError(f"{path.name}[{number}]: {entry.file} is not there", "Files are relative to the manifest.")
