@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxaudit.craft.data import Data
 from onnxaudit.craft.victim import Victim
@@ -15,6 +16,10 @@ from onnxaudit.suspect import InputSpec
 
 PROBE = 1000
 """Labelled inputs on which conventions are compared."""
+HEAT, BEHIND = 100, 0.25
+"""So many of them tell which conventions are not worth the others: those less accurate than the best by so much."""
+PART = 256
+"""Inputs copied from the data at a time."""
 SCALINGS: tuple[tuple[str, float, tuple[float, ...], tuple[float, ...]], ...] = (
     ("pixels in [0, 1]", 1 / 255, (), ()),
     ("pixels in [-1, 1]", 1 / 255, (0.5,), (0.5,)),
@@ -53,12 +58,13 @@ def conventions(base: InputSpec, *, scaling: bool, layout: bool, order: bool) ->
 def find_convention(victim: Victim, data: Data, candidates: Iterator[Convention]) -> tuple[Victim, Convention]:
     """The victim under the convention in which it is most accurate on the labelled data; the earlier one on ties.
 
-    Raises UsageError if it takes none of them, or is at chance under all of them.
+    Those that are far behind on a few inputs are not tried on more. Raises UsageError if the victim takes none of them, or is at
+    chance under all of them.
     """
     assert data.y is not None
     rows = np.random.default_rng(0).permutation(len(data))[:PROBE]
-    x, y = data.x[rows], data.y[rows]
-    best: tuple[Victim, Convention] | None = None
+    y = data.y[rows]
+    entered: list[tuple[Victim, Convention, NDArray[np.bool_]]] = []
     refused: UsageError | None = None
     for candidate in candidates:
         try:
@@ -66,12 +72,19 @@ def find_convention(victim: Victim, data: Data, candidates: Iterator[Convention]
         except UsageError as error:  # this layout does not fit the victim
             refused = refused or error
             continue
-        accuracy = float((tried.answer(x).argmax(1) == y).mean())
-        if best is None or accuracy > best[1].accuracy:
-            best = tried, dataclasses.replace(candidate, accuracy=accuracy)
-    if best is None:
+        entered.append((tried, candidate, _right(tried, data, rows[:HEAT])))
+    if not entered:
         assert refused is not None
         raise refused
+    leading = max(right.mean() for _, _, right in entered)
+    best: tuple[Victim, Convention] | None = None
+    for tried, candidate, right in entered:
+        if right.mean() < leading - BEHIND:
+            continue
+        accuracy = float(np.concatenate([right, _right(tried, data, rows[HEAT:])]).mean())
+        if best is None or accuracy > best[1].accuracy:
+            best = tried, dataclasses.replace(candidate, accuracy=accuracy)
+    assert best is not None
     if data.y.max(initial=0) >= best[0].num_classes:
         raise UsageError(
             f"the data has the label {int(data.y.max())}, the victim has {best[0].num_classes} classes", "Labels count from 0."
@@ -83,6 +96,14 @@ def find_convention(victim: Victim, data: Data, candidates: Iterator[Convention]
             "Check that --data has the victim's task and label order, or give --scale, --mean, --std, --layout, --channel-order.",
         )
     return best
+
+
+def _right(victim: Victim, data: Data, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of these rows the victim gets right, (n,)."""
+    assert data.y is not None
+    parts = [rows[start : start + PART] for start in range(0, len(rows), PART)]
+    right = [victim.answer(data.x[part]).argmax(1) == data.y[part] for part in parts]
+    return np.concatenate(right) if right else np.zeros(0, np.bool_)
 
 
 def first_that_runs(victim: Victim, candidates: Iterator[Convention]) -> tuple[Victim, Convention]:
