@@ -64,16 +64,13 @@ def compare(bundle: QueryBundle, references: Sequence[Answers], suspect: Answers
     """
     if bundle.manifest.statistic != STATISTIC:
         raise ArtefactError(f"the bundle's statistic {bundle.manifest.statistic!r} is not known here", "Update onnxaudit.")
-    models = [*references, suspect]
-    access = min(model.access for model in (*models, bundle.answers["victim"]))
-    width = min(model.classes.shape[1] for model in models) if access == Access.TOPK else 1
     pool = _pool(bundle, references)
+    access = min(pool.access, suspect.access)
+    width = min(pool.width, suspect.classes.shape[1]) if access == Access.TOPK else 1
     cut = [*pool.cut(access, width), suspect.degrade(access, width)]
-    covariate = _covariate(bundle, models)
-    named = ["victim", *(model.id for model in bundle.manifest.of_role("reference")[: len(references)])]
-    seen = [*(insights_of(bundle, name) for name in named), inside or {}]
+    covariate = _covariate(bundle, pool, suspect)
     schemes = tuple(
-        _inside(bundle, entry, key, seen, covariate)
+        _inside(bundle, entry, key, _seen(bundle, len(references), inside), covariate)
         if (key := insight_key(entry))
         else _scheme(bundle, entry, cut, suspect.answered, covariate, pool, width)
         for entry in bundle.manifest.schemes
@@ -98,13 +95,19 @@ def _unrelated(entries: Sequence[SchemeEntry], schemes: Sequence[SchemeScores]) 
     return sum(groups.values()) ** 2 / sum(count**2 for count in groups.values())
 
 
-def _covariate(bundle: QueryBundle, models: Sequence[Answers]) -> Floats | None:
+def _seen(bundle: QueryBundle, references: int, inside: Insights | None) -> list[Insights]:
+    """What the victim, the references and the suspect showed of their inside."""
+    named = ["victim", *(model.id for model in bundle.manifest.of_role("reference")[:references])]
+    return [*(insights_of(bundle, name) for name in named), inside or {}]
+
+
+def _covariate(bundle: QueryBundle, pool: _Pool, suspect: Answers) -> Floats | None:
     """Mean agreement of each model with the others on the control queries that the suspect answered."""
     start, stop = bundle.manifest.controls
-    rows = np.arange(start, stop)[models[-1].answered[start:stop]]
+    rows = np.arange(start, stop)[suspect.answered[start:stop]]
     if len(rows) < FEWEST_CONTROLS:
         return None
-    return mean_agreement(np.stack([model.labels[rows] for model in models]))
+    return mean_agreement(np.concatenate([pool.labels[:, rows], suspect.labels[None, rows]]))
 
 
 def _scheme(
@@ -225,6 +228,21 @@ class _Pool:
     sides: dict[tuple[str, Access, int], _Side]
     cuts: dict[tuple[Access, int], list[Answers]]
 
+    @cached_property
+    def access(self) -> Access:
+        """The least of the victim and the references."""
+        return min(answers.access for answers in (self.victim, *self.references))
+
+    @cached_property
+    def width(self) -> int:
+        """How many classes every reference names to a query."""
+        return min(int(answers.classes.shape[1]) for answers in self.references or (self.victim,))
+
+    @cached_property
+    def labels(self) -> NDArray[np.int32]:
+        """What the references said, (m, n)."""
+        return np.array([answers.labels for answers in self.references], np.int32).reshape(-1, len(self.victim))
+
     def cut(self, access: Access, width: int) -> list[Answers]:
         """The victim's answers and the references', cut to a level of access."""
         key = (access, width)
@@ -307,6 +325,11 @@ def _inside(
     if not np.isfinite(scores).all():
         return skipped("its score is not defined for what these models show")
     return _standardised(entry.name, stop - start, representation.inside, scores, covariate, detector.floor)
+
+
+def labels_of(bundle: QueryBundle, references: Sequence[Answers]) -> NDArray[np.int32]:
+    """What the references of a bundle said to its queries, (m, n)."""
+    return _pool(bundle, references).labels
 
 
 def least_spread(representation: Representation, detector: Detector, entries: int) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import control_accuracy
-from onnxaudit.audit.comparing import FEWEST_CONTROLS, Comparison, compare
+from onnxaudit.audit.comparing import FEWEST_CONTROLS, Comparison, compare, labels_of
 from onnxaudit.audit.insights import Insights, askable
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value
@@ -120,7 +120,7 @@ def _controls(bundle: QueryBundle, references: list[Answers], answers: Answers) 
     span = slice(start, stop)
     right = bundle.answers["victim"].labels[span] == bundle.control_labels
     if references:
-        right &= np.mean([model.labels[span] == bundle.control_labels for model in references], axis=0) >= EASY
+        right &= np.mean(labels_of(bundle, references)[:, span] == bundle.control_labels, axis=0) >= EASY
     easy = right & answers.answered[span]
     matched: NDArray[np.bool_] = answers.labels[span] == bundle.control_labels
     agreement = float(matched[easy].mean()) if easy.any() else None

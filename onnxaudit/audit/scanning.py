@@ -69,7 +69,8 @@ def scan(
         parse_access(options.access)
     for bundle in bundles:
         check_judgeable(bundle)
-    how = [__version__, options.access, alpha, dict(options.said), options.output_name]
+    said = {name: value for name, value in options.said.items() if value is not None}
+    how = [__version__, options.access, alpha, said, options.output_name]
     settings = hashlib.sha256(canonical(how).encode()).hexdigest()[:16]
     with Findings(output) as findings:
         record = Record(findings, list(dict.fromkeys(sources)), bundles, settings)
@@ -82,7 +83,7 @@ def scan(
             alpha,
             options.access,
             options.device,
-            dict(options.said),
+            said,
             options.output_name,
             uuid.uuid4().hex[:12],
             options.cache,

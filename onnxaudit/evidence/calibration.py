@@ -16,6 +16,9 @@ WIDE_TOLERANCE = 2.0
 COVARIATE_MODELS = 12
 """With fewer models than this no covariate is fitted: a slope from so few is noise."""
 
+MOST_CODES = 4096
+"""Labels in so wide a range are counted as they are, others by rank."""
+
 Floats = NDArray[np.float64]
 
 
@@ -24,9 +27,19 @@ def mean_agreement(labels: NDArray[np.int32]) -> Floats:
 
     It measures how good and how ordinary a model is without the victim: good models agree with all good models.
     """
-    m = len(labels)
-    same = (labels[:, None, :] == labels[None, :, :]).mean(axis=2)
-    return np.asarray((same.sum(axis=1) - 1) / max(1, m - 1))
+    m, n = labels.shape
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    # how many models gave each label to each input, looked up for each model's own: time and memory grow with m, not its square
+    codes, kinds = (labels - low, high - low + 1) if high - low < MOST_CODES else _coded(labels)
+    cells = codes + np.arange(n) * kinds
+    shared = np.bincount(cells.ravel(), minlength=n * kinds)[cells].sum(axis=1)
+    return np.asarray((shared / max(1, n) - 1) / max(1, m - 1))
+
+
+def _coded(labels: NDArray[np.int32]) -> tuple[NDArray[np.int64], int]:
+    """Labels as numbers from 0, and how many there are."""
+    known, codes = np.unique(labels, return_inverse=True)
+    return codes.reshape(labels.shape), len(known)
 
 
 def usable(covariate: Floats | None) -> bool:
