@@ -261,3 +261,19 @@ def test_the_documentation_lists_every_step_of_a_server() -> None:
     page = (FIXTURES.parent / "docs/zoo.md").read_text()
     for step, meaning in deployment_steps():
         assert f"| `{step}` | {meaning} |" in page
+
+
+def test_what_cannot_be_made_from_a_victim_is_left_out_and_the_rest_is_made(zoo: Path, data: Path) -> None:
+    text = SMALL + '[[model]]\nkind = "positive"\nmethod = "prune-filters"\nshare = 0.3\n'
+    built = build(zoo, data, text)
+    assert "no convolutions" in built.left_out["prune-filters"]
+    assert built.made == 0
+
+
+def test_networks_of_images_are_refused_for_vectors_before_anything_is_trained(tmp_path: Path) -> None:
+    np.savez(tmp_path / "v.npz", x=np.random.default_rng(0).normal(size=(20_000, 5)).astype(np.float32), y=np.arange(20_000) % 2)
+    with pytest.raises(UsageError, match="takes images"):
+        build_zoo(ZooOptions(tmp_path / "v.npz", "standard", tmp_path / "out"), Silent())
+    (tmp_path / "v.toml").write_text(SMALL.partition("[[deployed]]")[0].replace('method = "int8-dynamic"', 'method = "fp16"'))
+    built = build_zoo(ZooOptions(tmp_path / "v.npz", str(tmp_path / "v.toml"), tmp_path / "out", jobs=1), Silent())
+    assert {entry.name for entry in built.entries} >= {"same", "quantise", "sibling", "prune-share-0.5"}

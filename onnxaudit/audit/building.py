@@ -22,12 +22,12 @@ from onnxaudit.craft.readers import fitted
 from onnxaudit.craft.victim import Victim, choose_device
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
-from onnxaudit.zoo.making import Made, Shelf, Workshop, found, key_of, make, network, victim_logits
+from onnxaudit.zoo.making import Made, Shelf, Workshop, attempt, found, key_of, network, victim_logits
 from onnxaudit.zoo.manifest import ZooEntry, write_zoo
 from onnxaudit.zoo.plan import CONVERSIONS, FROM_ANSWERS, FROM_WEIGHTS, Plan, Planned, find_plan, load_plan
 from onnxaudit.zoo.saving import copy_of, save_differentiable, save_uint8_onnx
 
-CLASSES_PER_INPUT = 50
+INPUTS_PER_CLASS = 50
 TRANSFER_TEST = 4
 """One in so many inputs of another label set is kept for its test."""
 ON_A_GPU = 4
@@ -67,36 +67,50 @@ def build_zoo(options: ZooOptions, progress: Progress) -> Built:
     UsageError for data, a victim or a plan that do not go together.
     """
     data = load_data(options.data)
-    if data.y is None:
-        raise UsageError("a zoo needs labelled data", "Give y with the data.")
-    classes = int(data.y.max()) + 1
-    if len(data) < CLASSES_PER_INPUT * classes:
-        raise UsageError(f"{len(data)} inputs are too few for {classes} classes", f"Give at least {CLASSES_PER_INPUT} a class.")
+    classes = _checked(data)
     plan = load_plan(find_plan(options.recipe), len(data), options.seed)
+    _check_networks(plan, data.shape)
     for folder in (options.output / "models", options.output / ".work"):
         folder.mkdir(parents=True, exist_ok=True)
     shelves = {"": _shelve(options.output, "", data, _parts(plan, len(data)), classes)}
     shelves |= {name: _shelve_other(options.output, name, source, data.shape) for name, source in plan.labels.items()}
     device = choose_device(options.device).type
-    jobs = options.jobs or (ON_A_GPU if device == "cuda" else os.cpu_count() or 1)
     empty = Workshop(options.output, data.shape, shelves, "", None, device)
     workshop, weights = _with_victim(options, plan, empty, data, progress)
     models, left_out = _possible(plan.models, workshop, weights=weights, own_victim=options.victim is None)
     _answer(models, workshop)
     x, y = shelves[""].take("queries")
     np.savez_compressed(options.output / "craft.npz", x=x, y=y, names=np.array(data.names, np.str_))
-    made, fresh = _make_all(models, workshop, jobs, progress)
-    least = {planned.name: planned.least * _victim_accuracy(made) for planned in models}
-    left_out |= {
-        name: f"accuracy {made[name].accuracy:.1%} is below {limit:.1%}"
-        for name, limit in least.items()
-        if made[name].accuracy < limit
-    }
+    jobs = options.jobs or (ON_A_GPU if device == "cuda" else os.cpu_count() or 1)
+    made, fresh = _make_all(models, workshop, jobs, left_out, progress)
+    left_out |= _too_weak(models, made)
     entries = tuple(_entry(planned, made[planned.name], workshop) for planned in models if planned.name not in left_out)
+    if not entries:
+        raise UsageError("none of the models could be made", "; ".join(sorted(set(left_out.values())))[:300])
     write_zoo(options.output / "zoo.json", entries)
     for array in (options.output / ".work").rglob("*.npy"):
         array.unlink()
     return Built(options.output / "zoo.json", entries, left_out, fresh)
+
+
+def _checked(data: Data) -> int:
+    """How many classes the data has. Raises UsageError where a zoo cannot be made from it."""
+    if data.y is None:
+        raise UsageError("a zoo needs labelled data", "Give y with the data.")
+    classes = int(data.y.max()) + 1
+    if len(data) < INPUTS_PER_CLASS * classes:
+        raise UsageError(f"{len(data)} inputs are too few for {classes} classes", f"Give at least {INPUTS_PER_CLASS} a class.")
+    return classes
+
+
+def _too_weak(models: Sequence[Planned], made: Mapping[str, Made]) -> dict[str, str]:
+    """Models that reach less of the victim's accuracy than they must: nobody would deploy them."""
+    victim = made["same"].accuracy if "same" in made else 0.0
+    return {
+        planned.name: f"accuracy {made[planned.name].accuracy:.1%} is below {planned.least * victim:.1%}"
+        for planned in models
+        if planned.name in made and made[planned.name].accuracy < planned.least * victim
+    }
 
 
 def _parts(plan: Plan, inputs: int) -> dict[str, tuple[int, int]]:
@@ -199,6 +213,16 @@ def _possible(
     return kept, left_out
 
 
+def _check_networks(plan: Plan, shape: tuple[int, ...]) -> None:
+    """Raise UsageError for networks that do not take such inputs."""
+    fresh = [model for model in plan.models if model.method in ("train", *FROM_ANSWERS)]
+    wrong = next((model for model in fresh if len(shape) != 3 and model.recipe.arch != "mlp"), None)
+    if wrong is not None:
+        raise UsageError(
+            f"{wrong.name}: {wrong.recipe.arch} takes images, the data is vectors", "Write a recipe with arch = mlp."
+        )
+
+
 def _answer(models: Sequence[Planned], workshop: Workshop) -> None:
     """The victim's logits for every part of the data that a model is extracted with."""
     if workshop.recipe is None:
@@ -207,14 +231,21 @@ def _answer(models: Sequence[Planned], workshop: Workshop) -> None:
         np.save(workshop.work / f"logits-{part}.npy", victim_logits(workshop, workshop.shelves[""].take(part)[0]))
 
 
-def _make_all(models: Sequence[Planned], workshop: Workshop, jobs: int, progress: Progress) -> tuple[dict[str, Made], int]:
-    """Every model by name, made in parallel processes unless it is there, the longest first; how many were made."""
+def _make_all(
+    models: Sequence[Planned], workshop: Workshop, jobs: int, left_out: dict[str, str], progress: Progress
+) -> tuple[dict[str, Made], int]:
+    """Every model by name, made in parallel processes unless it is there, the longest first; how many were made.
+
+    left_out: is told which could not be made, and why.
+    """
     made: dict[str, Made] = {}
     report, fresh = progress.task("making models", len(models)), 0
     for behind in (False, True):
         jobs_left: dict[str, tuple[Planned, str, str | None]] = {}
         for planned in models:
-            if bool(planned.deployed) == behind:
+            if planned.deployed and planned.parent in left_out:
+                left_out[planned.name] = f"{planned.parent} is not there"
+            elif bool(planned.deployed) == behind:
                 parent = made[planned.parent] if behind else None
                 key = key_of(planned, workshop, parent.key if parent else "")
                 if (there := found(workshop, key)) is not None:
@@ -223,18 +254,23 @@ def _make_all(models: Sequence[Planned], workshop: Workshop, jobs: int, progress
                     jobs_left[planned.name] = planned, key, parent.file if parent else None
         report(len(made))
         for name, result in _parallel(jobs_left, workshop, jobs):
-            made[name] = result
-            fresh += 1
-            report(len(made))
+            if isinstance(result, str):
+                left_out[name] = result
+            else:
+                made[name] = result
+                fresh += 1
+            report(len(made) + len(left_out))
     return made, fresh
 
 
-def _parallel(todo: Mapping[str, tuple[Planned, str, str | None]], workshop: Workshop, jobs: int) -> Iterator[tuple[str, Made]]:
+def _parallel(
+    todo: Mapping[str, tuple[Planned, str, str | None]], workshop: Workshop, jobs: int
+) -> Iterator[tuple[str, Made | str]]:
     from joblib import Parallel, delayed
 
     order = sorted(todo, key=lambda name: -_effort(todo[name][0], workshop))
     workers = Parallel(n_jobs=jobs, return_as="generator", batch_size=1)
-    yield from zip(order, workers(delayed(make)(*todo[name], workshop) for name in order), strict=True)
+    yield from zip(order, workers(delayed(attempt)(*todo[name], workshop) for name in order), strict=True)
 
 
 def _effort(planned: Planned, workshop: Workshop) -> float:
@@ -246,11 +282,6 @@ def _effort(planned: Planned, workshop: Workshop) -> float:
     attacked = recipe.epochs if recipe.adversarial else planned.options.get("hardening", 2)
     hard = recipe.adversarial > 0 or planned.method == "extract-adversarially"
     return float(rows * (recipe.epochs + (attacked * recipe.attack_steps if hard else 0)))
-
-
-def _victim_accuracy(made: Mapping[str, Made]) -> float:
-    """Of the victim itself as far as its export tells; 0 where there is none."""
-    return made["same"].accuracy if "same" in made else 0.0
 
 
 def _entry(planned: Planned, made: Made, workshop: Workshop) -> ZooEntry:

@@ -118,6 +118,14 @@ def found(workshop: Workshop, key: str) -> Made | None:
     return None
 
 
+def attempt(planned: Planned, key: str, parent: str | None, workshop: Workshop) -> Made | str:
+    """As ``make``; in words why it cannot be made from this victim, or answers nonsense, where that is so."""
+    try:
+        return make(planned, key, parent, workshop)
+    except OnnxauditError as error:
+        return error.what
+
+
 def make(planned: Planned, key: str, parent: str | None, workshop: Workshop) -> Made:
     """Make a model and measure it; what says that it is complete is written last. parent: the file of the one behind a server."""
     torch.set_num_threads(1)
