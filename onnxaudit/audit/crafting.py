@@ -157,6 +157,11 @@ def victim_of(options: CraftOptions, data: Data | None) -> tuple[Victim, list[st
     shape = options.input or (data.shape if data else None)
     if shape is None:
         raise UsageError("without --data the victim's input size is not known", "Give --input, for example --input 28x28x1.")
+    if data is not None and data.shape != shape:
+        sizes = ("x".join(map(str, size)) for size in (data.shape, shape))
+        raise UsageError(
+            "the data are {}, --input says {}".format(*sizes), "Bring the data to the victim's size, or leave --input out."
+        )
     base = InputSpec(
         shape,
         options.layout or ("NCHW" if len(shape) == 3 else "NC"),
