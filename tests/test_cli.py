@@ -454,10 +454,10 @@ def test_check_works_where_the_torch_extra_is_not_installed(crafted_path: Path, 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--grid", "--queries", "100"], r"--grid has several.*--budgets"),
-        (["--budgets", "10,20"], r"--budgets is for --grid"),
-        (["--grid", "--budgets", ""], r"--budgets '' is not a list"),
-        (["--grid", "--scheme", "akh"], r"--grid takes every composition"),
+        (["--budgets", "50,100", "--queries", "100"], r"--queries and --budgets say the same"),
+        (["--budgets", ""], r"--budgets '' is not a list"),
+        (["--seeds", "0"], r"--seeds must be at least 1"),
+        (["--scheme", "nothing"], r"there is no scheme 'nothing'"),
     ],
 )
 def test_options_of_bench_that_exclude_each_other_are_refused(folder: Path, arguments: list[str], said: str) -> None:
@@ -473,7 +473,8 @@ def test_bench_chooses_schemes_that_suit_vectors_and_data_without_labels(tmp_pat
     with np.load(tmp_path / "table.npz") as table:
         x = table["x"]
     np.savez(tmp_path / "table.npz", x=x)
-    done = run("bench", "zoo.json", "--victim", "victim.pt", "--data", "table.npz", "--queries", "10", cwd=tmp_path)
+    wanted = ["--scheme", "auto", "--scheme", "random", "--queries", "10", "--jobs", "1"]
+    done = run("bench", "zoo.json", "--victim", "victim.pt", "--data", "table.npz", *wanted, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "bench/results.json").read_text())
     assert {row["scheme"] for row in results["rows"]} == {"ipguard-tl", "random", "combined"}

@@ -11,12 +11,13 @@ from typing import Any
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.calibrating import control_accuracy, refusal, with_models
 from onnxaudit.audit.crafting import CraftOptions
+from onnxaudit.audit.drawing import Crafted, combine, craft_draw
 from onnxaudit.audit.insights import Insights, insight_key, look_inside
-from onnxaudit.audit.preparing import Crafted, Prepared, combine, combined_names, craft_portion, prepare
+from onnxaudit.audit.measuring import Measured, Source, Sweep, forget, measure
+from onnxaudit.audit.preparing import Prepared, combined_names, prepare
 from onnxaudit.audit.progress import Progress
 from onnxaudit.audit.remembering import digests_of, memory_name, recall
 from onnxaudit.audit.results import BenchResult, results
-from onnxaudit.audit.scoring import Measured, Source, Sweep, forget, measure
 from onnxaudit.bundle import ModelEntry, QueryBundle
 from onnxaudit.engines import Lost, Work, open_engine
 from onnxaudit.errors import UsageError
@@ -66,11 +67,11 @@ def bench(crafting: CraftOptions, zoo: Sequence[ZooEntry], options: BenchOptions
     )
     crafted = _craft(prepared, options, progress)
     names = combined_names(options.chosen, crafting)
-    bundles = [combine(prepared.kitchen, prepared.portions, names, crafting.seed + place) for place in range(options.seeds)]
+    bundles = [combine(prepared.crafting, prepared.draws, names, crafting.seed + place) for place in range(options.seeds)]
     sweep = _sweep(prepared, crafted, bundles, options, crafting.device)
     references = _ask(sweep, of["reference"], options, progress, "asking references")
     usable = _screened(bundles[0], sweep, of["reference"], references, progress)
-    helped = {str(file) for file in prepared.kitchen.training}
+    helped = {str(file) for file in prepared.crafting.training}
     learned = {place for place in usable if of["reference"][place].file in helped}
     calibrating = [place for place in usable if place not in learned or not _learns(bundles[0])]
     ready = [_calibrated(bundle, sweep, [(of["reference"][i], references[i]) for i in calibrating]) for bundle in bundles]
@@ -97,17 +98,17 @@ def by_kind(zoo: Sequence[ZooEntry]) -> dict[str, list[ZooEntry]]:
 
 
 def _craft(prepared: Prepared, options: BenchOptions, progress: Progress) -> list[Crafted]:
-    """Every portion, crafted now or before. Raises UsageError for a chosen scheme that cannot be crafted."""
+    """Every draw, crafted now or before. Raises UsageError for a chosen scheme that cannot be crafted."""
     jobs = options.jobs if prepared.device == "cpu" else 1
     found: list[Crafted] = []
-    for portion, result in zip(
-        prepared.portions,
-        _all(craft_portion, prepared.kitchen, prepared.portions, "crafting queries", progress, jobs=jobs),
+    for draw, result in zip(
+        prepared.draws,
+        _all(craft_draw, prepared.crafting, prepared.draws, "crafting queries", progress, jobs=jobs),
         strict=True,
     ):
         crafted = Crafted(0, 0.0, why=result.reason) if isinstance(result, Lost) else result
         if not crafted.queries and options.chosen is not None:
-            raise UsageError(f"{portion.schemes[0].name}: {crafted.why}", "Leave it out, or give what it needs.")
+            raise UsageError(f"{draw.schemes[0].name}: {crafted.why}", "Leave it out, or give what it needs.")
         found.append(crafted)
     return found
 
@@ -116,10 +117,10 @@ def _sweep(
     prepared: Prepared, crafted: Sequence[Crafted], bundles: Sequence[QueryBundle], options: BenchOptions, device: str
 ) -> Sweep:
     """What the workers are told; the bundles are saved for them, still without references."""
-    folder = prepared.kitchen.folder
+    folder = prepared.crafting.folder
     sources = [
-        Source(folder / f"{portion.name}.oab", portion.composed)
-        for portion, result in zip(prepared.portions, crafted, strict=True)
+        Source(folder / f"{draw.name}.oab", draw.composed)
+        for draw, result in zip(prepared.draws, crafted, strict=True)
         if result.queries
     ]
     judged = [options.output / f"bundle-seed{bundle.manifest.seed}.oab" for bundle in bundles]
@@ -127,7 +128,7 @@ def _sweep(
         bundle.save(path, force=True)
     cache = options.cache / "answers"
     return Sweep(
-        tuple(sources), tuple(judged), options.budgets, options.accesses, prepared.kitchen.input, prepared.classes, cache, device
+        tuple(sources), tuple(judged), options.budgets, options.accesses, prepared.crafting.input, prepared.classes, cache, device
     )
 
 

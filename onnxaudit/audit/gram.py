@@ -53,9 +53,8 @@ def _of_labels(victim: Answers, model: Answers, apart: float, *, hard: bool) -> 
 def _of_rows(own: NDArray[np.float64], other: NDArray[np.float64]) -> dict[str, float]:
     """Matrices of the inner products of rows, (n, C) of length 1 or 0."""
     n, mixed = len(own), own.T @ other
-    dots = np.einsum("ic,cd,id->i", own, mixed, other, optimize=True)
-    norms = np.sqrt(np.einsum("ic,cd,id->i", own, own.T @ own, own, optimize=True))
-    norms *= np.sqrt(np.einsum("ic,cd,id->i", other, other.T @ other, other, optimize=True))
+    dots = ((own @ mixed) * other).sum(axis=1)
+    norms = np.sqrt(((own @ (own.T @ own)) * own).sum(axis=1) * ((other @ (other.T @ other)) * other).sum(axis=1))
     absolute = squared = 0.0
     for start in range(0, n, BLOCK):
         block = slice(start, start + BLOCK)

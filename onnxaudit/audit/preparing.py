@@ -1,41 +1,27 @@
-"""What a sweep asks: every sampler is run once a seed, and what it made is kept, so that nothing is crafted twice."""
+"""What a sweep has to craft: which schemes can be crafted here, with which others they share queries, and how many."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
-
-import numpy as np
-from numpy.typing import NDArray
 
 from onnxaudit import __version__
-from onnxaudit.audit.answering import answered
 from onnxaudit.audit.crafting import CraftOptions, available, divided, victim_of
-from onnxaudit.audit.pools import gather
+from onnxaudit.audit.drawing import Crafting, Draw, digests_of_files, named
+from onnxaudit.audit.pools import Pools, gather
 from onnxaudit.audit.progress import Progress, Silent
-from onnxaudit.audit.sampling import rng_of, sample_all
-from onnxaudit.bundle import Manifest, QueryBundle, load
-from onnxaudit.craft.data import load_data
-from onnxaudit.craft.pools.peers import open_peers
-from onnxaudit.craft.sample import Material
-from onnxaudit.craft.samplers.natural import draw_controls
-from onnxaudit.craft.victim import Victim, open_victim
-from onnxaudit.decode import canonical, parse
-from onnxaudit.errors import ArtefactError, UsageError
-from onnxaudit.evidence.calibration import STATISTIC
+from onnxaudit.craft.data import Data, load_data
+from onnxaudit.craft.victim import Victim
+from onnxaudit.decode import canonical
+from onnxaudit.errors import UsageError
 from onnxaudit.schemes.catalogue import CATALOGUE, Scheme, portfolio
 from onnxaudit.schemes.compositions import compositions, parameters_of, schemes
 from onnxaudit.schemes.detectors import DETECTORS
 from onnxaudit.schemes.samplers import SAMPLERS, Need
-from onnxaudit.suspect import InputSpec, Queries
 
 USUAL = 400
 """The largest budget of a scheme that is not part of ``auto``, unless it is asked for by name."""
@@ -53,42 +39,6 @@ DEAR: Mapping[str, int] = MappingProxyType(
 """Samplers that take a tenth of a second a query or more, and the largest budget that they are asked to fill."""
 STANDARD = 100
 """Queries of a scheme that takes all of its queries or none: what it learned was made with them."""
-CONTROLS = 100
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Portion:
-    """One run of one sampler. schemes: they share its queries. composed: so do all compositions of the sampler.
-
-    name: of the file, unique to everything that the queries depend on.
-    """
-
-    schemes: tuple[Scheme, ...]
-    queries: int
-    seed: int
-    composed: bool
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Kitchen:
-    """What every worker that crafts is told. surrogates, training: files of models that help. folder: where results are kept."""
-
-    options: CraftOptions
-    input: InputSpec
-    surrogates: tuple[Path, ...]
-    training: tuple[Path, ...]
-    folder: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Crafted:
-    """What came of a portion. seconds: crafting took; 0 queries: nothing, and why."""
-
-    queries: int
-    seconds: float
-    notes: tuple[str, ...] = ()
-    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,8 +48,8 @@ class Prepared:
     left_out: schemes that cannot be crafted with what is given, and why. capped: the largest budget of those with one.
     """
 
-    kitchen: Kitchen
-    portions: tuple[Portion, ...]
+    crafting: Crafting
+    draws: tuple[Draw, ...]
     classes: int
     victim_sha256: str
     device: str
@@ -132,95 +82,23 @@ def prepare(
     victim, notes = victim_of(options, whole)
     for note in notes:
         progress.note(note)
-    pools = gather(dataclasses.replace(options, optional=chosen is None), wanted, victim, divided(options, whole), progress)
-    kitchen = Kitchen(
+    pools = _gathered(dataclasses.replace(options, optional=chosen is None), wanted, victim, divided(options, whole), progress)
+    crafting = Crafting(
         options, victim.spec, tuple(file for file, _ in pools.surrogates), tuple(file for file, _ in pools.training), folder
     )
     capped: dict[str, int] = {}
-    portions = []
+    draws = []
     for group, compose in _grouped(wanted, composed=composed):
         count, cap = _count(group, budgets, chosen=chosen is not None, full=full)
         if cap is not None:
             capped |= {scheme.name: cap for scheme in group}
-        portions += [Portion(tuple(group), count, options.seed + place, compose) for place in range(seeds)]
-    digest = canonical([__version__, victim.sha256, whole.sha256 if whole else None, victim.spec, _files(kitchen)])
-    named = tuple(dataclasses.replace(portion, name=_name(portion, digest)) for portion in portions)
+        draws += [Draw(tuple(group), count, options.seed + place, compose) for place in range(seeds)]
+    data = [whole.sha256 if whole else None, bool(options.train_surrogates)]
+    digest = canonical([__version__, victim.sha256, victim.spec, data, digests_of_files(crafting)])
+    listed = tuple(dataclasses.replace(draw, name=named(draw, digest)) for draw in draws)
     return Prepared(
-        kitchen, named, victim.num_classes, victim.sha256, victim.device.type, left_out, capped, (*notes, *pools.notes)
+        crafting, listed, victim.num_classes, victim.sha256, victim.device.type, left_out, capped, (*notes, *pools.notes)
     )
-
-
-def craft_portion(kitchen: Kitchen, portion: Portion) -> Crafted:
-    """Run one sampler and keep what it made, unless that was done before. What cannot be crafted is a result, not an error."""
-    path = kitchen.folder / f"{portion.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if (kept := _kept(path)) is not None:
-        return kept
-    options = dataclasses.replace(
-        kitchen.options,
-        schemes=[scheme.name for scheme in portion.schemes],
-        queries=portion.queries,
-        seed=portion.seed,
-        optional=True,
-    )
-    material, labelled = _material(kitchen)
-    notes = Silent()
-    started = time.perf_counter()
-    try:
-        sampled = sample_all(portion.schemes, material, options, notes)
-    except UsageError as error:
-        return Crafted(0, time.perf_counter() - started, why=error.what)
-    seconds = time.perf_counter() - started
-    queries = cast("Queries", np.concatenate(sampled.parts))
-    manifest = Manifest(
-        __version__, portion.seed, material.victim.spec, (), tuple(sampled.entries), (0, 0), labelled, STATISTIC, 0.05, ()
-    )
-    bundle = QueryBundle(manifest, queries, np.zeros(0, np.int64), {}, sampled.columns, sampled.graphs)
-    answered(bundle, material.victim).save(path.with_suffix(".oab"), force=True)
-    return _keep(path, Crafted(len(queries), seconds, tuple(notes.notes)))
-
-
-def combine(kitchen: Kitchen, portions: Sequence[Portion], names: Sequence[str], seed: int) -> QueryBundle:
-    """One seed's bundle of the schemes of these names with control queries, as craft makes it, still without references."""
-    material, labelled = _material(kitchen)
-    parts, entries = [], []
-    columns: dict[str, NDArray[Any]] = {}
-    graphs: dict[str, bytes] = {}
-    begin = 0
-    for portion in portions:
-        path = kitchen.folder / f"{portion.name}.oab"
-        if portion.seed != seed or not path.is_file():
-            continue
-        bundle = load(path)
-        wanted = [entry for entry in bundle.manifest.schemes if entry.name in names]
-        for entry in wanted:
-            moved = dataclasses.replace(entry, rows=(entry.rows[0] + begin, entry.rows[1] + begin))
-            columns |= {moved.column(name): column for name, column in bundle.columns_of(entry).items()}
-            graphs |= {entry.name: bundle.graphs[entry.name]} if entry.name in bundle.graphs else {}
-            entries.append(moved)
-        if wanted:
-            parts.append(bundle.queries)
-            begin += len(bundle.queries)
-    labels = np.zeros(0, np.int64)
-    if material.data is not None:
-        controls, labels = draw_controls(material.victim, material.data, CONTROLS, rng_of(seed, "controls"))
-        parts.append(controls)
-    entries.sort(key=lambda entry: names.index(entry.name))
-    manifest = Manifest(
-        __version__,
-        seed,
-        material.victim.spec,
-        (),
-        tuple(entries),
-        (begin, begin + len(labels)),
-        labelled,
-        STATISTIC,
-        kitchen.options.alpha,
-        (),
-        material.data.sha256 if material.data else None,
-    )
-    queries = cast("Queries", np.concatenate(parts))
-    return answered(QueryBundle(manifest, queries, labels, {}, columns, graphs), material.victim)
 
 
 def expanded(texts: Sequence[str], options: CraftOptions) -> tuple[Scheme, ...]:
@@ -242,6 +120,35 @@ def combined_names(chosen: Sequence[Scheme] | None, options: CraftOptions) -> li
 
 
 # ---------------------------------------------------------------------------------------------------------------- what to craft
+
+
+def _gathered(
+    options: CraftOptions,
+    wanted: Sequence[Scheme],
+    victim: Victim,
+    parts: tuple[Data | None, Data | None],
+    progress: Progress,
+) -> Pools:
+    """The models that help. Those that do are no innocents here; they may calibrate what was not made with them."""
+    notes = _Unheard(progress)
+    pools = gather(options, wanted, victim, parts, notes)
+    helped = [scheme.name for scheme in wanted if Need.REFERENCES in scheme.needs and "+" not in scheme.name]
+    words = f"{len(pools.training)} references help to make the queries of {', '.join(helped)} and count as innocents nowhere"
+    said = [note for note in notes.notes if not note.endswith("do not calibrate")] + ([words] if pools.training else [])
+    for note in said:
+        progress.note(note)
+    return dataclasses.replace(pools, notes=tuple(said))
+
+
+class _Unheard(Silent):
+    """Steps are shown, notes are kept for later."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def task(self, words: str, total: int) -> Callable[[int], None]:
+        return self._progress.task(words, total)
 
 
 def _possible(chosen: Sequence[Scheme] | None, found: Need, *, composed: bool) -> tuple[list[Scheme], dict[str, str]]:
@@ -294,57 +201,3 @@ def _count(group: Sequence[Scheme], budgets: Sequence[int], *, chosen: bool, ful
 
 AUTO = frozenset({*portfolio(data=True, labels=True)[0], "random"})
 """Schemes that are measured at every budget: those that a user gets, and chance."""
-
-
-# ---------------------------------------------------------------------------------------------------------------- in a worker
-
-_MATERIAL: dict[str, tuple[Material, bool]] = {}
-
-
-def _material(kitchen: Kitchen) -> tuple[Material, bool]:
-    """What samplers work from, opened once a process, and whether the data has labels."""
-    options = kitchen.options
-    key = canonical([str(options.victim), str(options.data), kitchen.input, _files(kitchen)])
-    if key not in _MATERIAL:
-        whole = load_data(options.data) if options.data else None
-        victim = open_victim(
-            options.victim, kitchen.input, device=options.device, model=options.model, allow_pickle=options.allow_pickle
-        ).probed()
-        _, data = divided(options, whole)
-        peers = (_peers(files, victim, options) for files in (kitchen.surrogates, kitchen.training))
-        _MATERIAL.clear()
-        _MATERIAL[key] = Material(victim, data, *peers), data is not None and data.y is not None
-    return _MATERIAL[key]
-
-
-def _peers(files: Sequence[Path], victim: Victim, options: CraftOptions) -> list[Any]:
-    return list(open_peers(files, victim.spec, victim.num_classes, options.device))
-
-
-def _files(kitchen: Kitchen) -> list[str]:
-    """What the models that help are, by content."""
-    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in (*kitchen.surrogates, *kitchen.training)]
-
-
-def _name(portion: Portion, digest: str) -> str:
-    said = [[s.name, s.sampler, s.representation, s.detector, s.sampling, s.representing, s.detecting] for s in portion.schemes]
-    key = hashlib.sha256(canonical([digest, said, portion.queries, portion.seed]).encode()).hexdigest()
-    return f"{portion.schemes[0].sampler}-{portion.queries}-seed{portion.seed}-{key[:12]}"
-
-
-def _kept(path: Path) -> Crafted | None:
-    """What is known of a portion that was crafted before; None if that is not there, or damaged."""
-    try:
-        value = parse(path.read_bytes(), path.name)
-        found = Crafted(int(value["queries"]), float(value["seconds"]), tuple(value["notes"]), str(value["why"]))
-        load(path.with_suffix(".oab"))
-    except (OSError, UsageError, ArtefactError, KeyError, TypeError, ValueError):
-        return None
-    return found
-
-
-def _keep(path: Path, crafted: Crafted) -> Crafted:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(canonical(crafted), encoding="utf-8")
-    os.replace(temporary, path)  # noqa: PTH105 - the atomic one
-    return crafted

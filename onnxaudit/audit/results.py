@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from onnxaudit import __version__
 from onnxaudit.audit import figures
+from onnxaudit.audit.drawing import Crafted, Draw
 from onnxaudit.audit.figures import COMBINED, Cell, Floats, Row, Scored, contests
-from onnxaudit.audit.preparing import Crafted, Portion, Prepared
-from onnxaudit.audit.scoring import FINDINGS, Measured, Sweep, counts_of, entries_of, held, whole
+from onnxaudit.audit.measuring import FINDINGS, Measured, Sweep, held
+from onnxaudit.audit.preparing import Prepared
+from onnxaudit.audit.scoring import ENOUGH, counts_of, whole
 from onnxaudit.bundle import QueryBundle, SchemeEntry
 from onnxaudit.errors import UsageError
 from onnxaudit.report.model import DERIVED
@@ -90,12 +92,12 @@ def _scored(
     scores: dict[str, Floats] = {}
     entries: dict[str, list[SchemeEntry]] = {}
     times: dict[str, list[tuple[float, int]]] = {}
-    first = prepared.kitchen.options.seed
+    first = prepared.crafting.options.seed
     grid = any(source.composed for source in sweep.sources)
-    for number, (source, portion, result) in enumerate(_made(prepared, crafted, sweep)):
-        for place, entry in enumerate(entries_of(held(source.path).bundle, composed=source.composed)):
+    for number, (source, draw, result) in enumerate(_made(prepared, crafted, sweep)):
+        for place, entry in enumerate(held(source.path).entries(composed=source.composed)):
             mine = scores.setdefault(entry.name, np.full(shape, np.nan))
-            mine[portion.seed - first] = np.stack([item.scores[number][place] for item in measured], axis=-1)
+            mine[draw.seed - first] = np.stack([item.scores[number][place] for item in measured], axis=-1)
             entries.setdefault(entry.name, []).append(entry)
             times.setdefault(entry.name, []).append((result.seconds, result.queries))
     for name, mine in scores.items():
@@ -116,9 +118,9 @@ def _scored(
     yield Scored(COMBINED, combined, used, crafting=crafting, crafted=used[-1])
 
 
-def _made(prepared: Prepared, crafted: Sequence[Crafted], sweep: Sweep) -> Iterator[tuple[Any, Portion, Crafted]]:
+def _made(prepared: Prepared, crafted: Sequence[Crafted], sweep: Sweep) -> Iterator[tuple[Any, Draw, Crafted]]:
     """The sources of a sweep with what they were made from."""
-    made = [(portion, result) for portion, result in zip(prepared.portions, crafted, strict=True) if result.queries]
+    made = [(draw, result) for draw, result in zip(prepared.draws, crafted, strict=True) if result.queries]
     return ((source, *pair) for source, pair in zip(sweep.sources, made, strict=True))
 
 
@@ -161,27 +163,25 @@ def _facts(
 ) -> dict[str, Any]:
     """What the figures depend on, what was left out, and what it cost."""
     failed = {
-        portion.schemes[0].name: result.why
-        for portion, result in zip(prepared.portions, crafted, strict=True)
-        if not result.queries
+        draw.schemes[0].name: result.why for draw, result in zip(prepared.draws, crafted, strict=True) if not result.queries
     }
     short: dict[str, list[int]] = {}
     costs: dict[str, list[tuple[int, float]]] = {}
-    for portion, result in zip(prepared.portions, crafted, strict=True):
+    for draw, result in zip(prepared.draws, crafted, strict=True):
         if result.queries:
-            name = portion.schemes[0].name.partition("+")[0] if "+" in portion.schemes[0].name else portion.schemes[0].name
+            name = draw.schemes[0].name.partition("+")[0] if "+" in draw.schemes[0].name else draw.schemes[0].name
             costs.setdefault(name, []).append((result.queries, result.seconds))
-        if 0 < result.queries < 0.9 * portion.queries:
-            short.setdefault(portion.schemes[0].name, []).append(result.queries)
+        if 0 < result.queries < ENOUGH * draw.queries:
+            short.setdefault(draw.schemes[0].name, []).append(result.queries)
     return {
         "tool": __version__,
         "victim_sha256": prepared.victim_sha256,
-        "seed": prepared.kitchen.options.seed,
+        "seed": prepared.crafting.options.seed,
         "seeds": len(bundles),
         "budgets": list(sweep.budgets),
         "accesses": list(sweep.accesses),
         "references": len(bundles[0].manifest.of_role("reference")),
-        "helpers": len(prepared.kitchen.training),
+        "helpers": len(prepared.crafting.training),
         "alpha": bundles[0].manifest.alpha,
         "combined": [entry.name for entry in bundles[0].manifest.schemes],
         "bundles": [bundle.id for bundle in bundles],

@@ -19,7 +19,7 @@ def bench(
     scheme: Annotated[
         list[str] | None, typer.Option(help="As for craft; may be repeated. Default: the catalogue; judged together: auto.")
     ] = None,
-    grid: Annotated[bool, typer.Option("--grid", help="Every valid composition of parts as well.")] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="Every composition of parts as well; with --scheme, of their queries.")] = False,
     budgets: Annotated[str | None, typer.Option(help=f"Queries a scheme. Default: {BUDGETS}.")] = None,
     queries: Annotated[int | None, typer.Option(help="The same with one number.")] = None,
     access: Annotated[list[str] | None, typer.Option(help="Access levels. Default: logits and label.")] = None,
@@ -50,8 +50,6 @@ def bench(
     from onnxaudit.audit.preparing import expanded
     from onnxaudit.report.benchmark import summary, write_results
 
-    if grid and scheme:
-        raise UsageError("--grid takes every composition", "Leave out --scheme.")
     if queries is not None and budgets is not None:
         raise UsageError("--queries and --budgets say the same", "Give one of them.")
     if seeds < 1:

@@ -187,7 +187,10 @@ def _pair(cell: Mapping[str, Any] | None, name: str) -> tuple[float | None, floa
 
 def _left_out(facts: Mapping[str, Any]) -> list[str]:
     """What the figures do not hold, in words."""
-    said = [f"left out: {name} ({why})" for name, why in facts["left_out"].items()]
+    reasons: dict[str, list[str]] = {}
+    for name, why in facts["left_out"].items():
+        reasons.setdefault(why, []).append(name)
+    said = [f"left out, {why}: {', '.join(names)}" for why, names in reasons.items()]
     said += [f"found fewer queries than asked: {name}, {count}" for name, count in facts["found_fewer"].items()]
     by_cap: dict[int, list[str]] = {}
     for name, cap in facts["capped"].items():
