@@ -457,7 +457,6 @@ def test_check_works_where_the_torch_extra_is_not_installed(crafted_path: Path, 
         (["--budgets", "50,100", "--queries", "100"], r"--queries and --budgets say the same"),
         (["--budgets", ""], r"--budgets '' is not a list"),
         (["--seeds", "0"], r"--seeds must be at least 1"),
-        (["--scheme", "nothing"], r"there is no scheme 'nothing'"),
     ],
 )
 def test_options_of_bench_that_exclude_each_other_are_refused(folder: Path, arguments: list[str], said: str) -> None:

@@ -111,12 +111,12 @@ def expanded(texts: Sequence[str], options: CraftOptions) -> tuple[Scheme, ...]:
 
 
 def combined_names(chosen: Sequence[Scheme] | None, options: CraftOptions) -> list[str]:
-    """The schemes whose combined statistic is judged: those that were chosen, else those of ``auto``."""
-    if chosen is not None:
-        return [scheme.name for scheme in chosen]
+    """The schemes whose combined statistic is judged: those of ``auto`` if all of them are measured, else all that are."""
     data = load_data(options.data) if options.data else None
     names, _ = portfolio(data=data is not None, labels=data is not None and data.y is not None)
-    return [name for name in names if data is None or data.x.ndim == 4 or name != "sac-m"]
+    found = [name for name in names if data is None or data.x.ndim == 4 or name != "sac-m"]
+    given = found if chosen is None else [scheme.name for scheme in chosen]
+    return found if set(found) <= set(given) else given
 
 
 # ---------------------------------------------------------------------------------------------------------------- what to craft
