@@ -53,15 +53,17 @@ def studentised(scores: Floats, covariate: Floats | None, floor: float) -> Float
     Ordinary least squares over references and suspect together, residuals divided by s sqrt(1 - leverage): symmetric in all
     models, so ranks among them stay exact. Without a usable covariate these are z-scores. floor: the least s that counts.
     """
-    n = len(scores)
-    columns = [np.ones(n)]
+    n, fitted = len(scores), 1
+    residual = scores - scores.mean()
+    remaining: Floats | float = 1 - 1 / n
     if covariate is not None and usable(covariate):
-        columns.append(covariate - covariate.mean())
-    basis, _ = np.linalg.qr(np.column_stack(columns))
-    residual = scores - basis @ (basis.T @ scores)
-    spread = max(float(np.sqrt(residual @ residual / max(1, n - len(columns)))), floor)
-    remaining = np.sqrt(np.maximum(1 - (basis**2).sum(axis=1), 1e-9))
-    return np.asarray(residual / (spread * remaining))
+        fitted = 2
+        direction = covariate - covariate.mean()
+        direction /= np.sqrt(direction @ direction)  # orthogonal to the constant: what is left of it is a plain projection
+        residual = residual - direction * (direction @ residual)
+        remaining = remaining - direction**2
+    spread = max(float(np.sqrt(residual @ residual / max(1, n - fitted))), floor)
+    return np.asarray(residual / (spread * np.sqrt(np.maximum(remaining, 1e-9))))
 
 
 def standardise(scores: Floats, covariate: Floats | None, floor: float) -> Floats:

@@ -15,10 +15,12 @@ from typing import IO, Any, Self
 
 from onnxaudit.decode import canonical
 from onnxaudit.errors import UsageError
-from onnxaudit.report.model import DERIVED, EXIT_CODES, INCONCLUSIVE, SCHEMA, Report
+from onnxaudit.report.model import DERIVED, EXIT_CODES, INCONCLUSIVE, SCHEMA, Report, SchemeResult
 
 BEGINNING = b'{"schema":"onnxaudit.report/1"'
 BONFERRONI, HOLM = "bonferroni", "holm"
+NAMES = tuple(field.name for field in dataclasses.fields(Report) if field.name != "code")
+SCHEME_NAMES = tuple(field.name for field in dataclasses.fields(SchemeResult))
 Line = dict[str, Any]
 """A report as JSON, with ``p_adjusted``, ``tests`` and ``scan``: what a scan adds to it."""
 
@@ -34,10 +36,10 @@ def line_of(report: Report, source: str, content: str | None, settings: str) -> 
     content: what identifies the suspect, see ``content_of``; None where it could not be read. settings: a digest of how it was
     asked. The accuracies of all references are left out: they are those of the bundle, in every line.
     """
-    value = dataclasses.asdict(report)
-    del value["code"]
-    value["controls"]["reference_accuracy"] = []
-    value["suspect"]["source"] = source
+    value = {name: getattr(report, name) for name in NAMES}
+    value["controls"] = dataclasses.asdict(dataclasses.replace(report.controls, reference_accuracy=()))
+    value["schemes"] = [{name: getattr(scheme, name) for name in SCHEME_NAMES} for scheme in report.schemes]
+    value["suspect"] = {**report.suspect, "source": source}
     alone = {"finding": report.finding, "reasons": list(report.reasons)}
     first = ("schema", "status", "finding", "p_value")
     value |= {"p_adjusted": None, "tests": 0, "scan": {"content": content, "settings": settings, "alone": alone}}
