@@ -126,14 +126,14 @@ def run_scan(command: list[str], folder: Path, total: int) -> tuple[float, list[
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ})
     read = lines = first = 0
     began = ended = 0.0
-    memory = []
+    memory: list[tuple[int, float, float]] = []
     while process.poll() is None:
         now = time.perf_counter()
         if output.exists() and lines < total:
             with output.open("rb") as file:
                 file.seek(read)
                 chunk = file.read()
-            read, lines = read + len(chunk), lines + chunk.count(b"\n")
+            read, lines = read + len(chunk), min(total, lines + chunk.count(b"\n"))
             if lines and not began:
                 began, first = now, lines
             ended = now if lines < total or not ended or memory[-1][0] < total else ended
