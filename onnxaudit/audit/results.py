@@ -151,6 +151,7 @@ def _model(entry: ZooEntry) -> dict[str, Any]:
         "deployed": list(entry.deployed),
         "arch": entry.arch,
         "accuracy": entry.accuracy,
+        "share": entry.recipe.get("share"),
     }
 
 

@@ -19,9 +19,7 @@ def bench(
     scheme: Annotated[
         list[str] | None, typer.Option(help="As for craft; may be repeated. Default: the catalogue; judged together: auto.")
     ] = None,
-    grid: Annotated[
-        bool, typer.Option("--grid", help="Every composition of parts as well; with --scheme, of their queries.")
-    ] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="All compositions too; with --scheme, of those queries.")] = False,
     budgets: Annotated[str | None, typer.Option(help=f"Queries a scheme. Default: {BUDGETS}.")] = None,
     queries: Annotated[int | None, typer.Option(help="The same with one number.")] = None,
     access: Annotated[list[str] | None, typer.Option(help="Access levels. Default: logits and label.")] = None,

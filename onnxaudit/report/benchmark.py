@@ -74,11 +74,11 @@ def summary(result: Any) -> str:
     lines = [f"All tasks together, {_budget_words(results, budget)}:"]
     schemes = _overall(results, budget, _plain)
     lines += [table(SCHEME_HEAD, schemes), "", _finding_words(facts, budget)]
-    lines.append(table(FINDING_HEAD, _findings(results, budget)))
+    lines.append(table(FINDING_HEAD, findings(results, budget)))
     if results["grid"]:
         lines += ["", f"The best of {len({cell['scheme'] for cell in results['grid']})} compositions, {GRID_WORDS}:"]
-        lines.append(table(_grid_head(facts), _grid(results, facts["accesses"][0], 10, _plain)))
-    return "\n".join([*lines, "", *_left_out(facts)])
+        lines.append(table(grid_head(facts), grid_rows(results, facts["accesses"][0], 10, _plain)))
+    return "\n".join([*lines, "", *left_out(facts)])
 
 
 def _budget_words(results: Results, budget: int) -> str:
@@ -104,7 +104,7 @@ def _plain(value: float | None, deviation: float | None = None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _with_deviation(value: float | None, deviation: float | None = None) -> str:
+def with_deviation(value: float | None, deviation: float | None = None) -> str:
     return "-" if value is None else f"{value:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
 
@@ -133,7 +133,7 @@ def _overall(results: Results, budget: int, show: Show) -> list[tuple[str, ...]]
     return shown
 
 
-def _findings(results: Results, budget: int, show: Show = _plain) -> list[tuple[str, ...]]:
+def findings(results: Results, budget: int, show: Show = _plain) -> list[tuple[str, ...]]:
     """Cells of ``FINDING_HEAD``, innocents last."""
     shown: list[tuple[str, ...]] = []
     for access in results["facts"]["accesses"]:
@@ -154,12 +154,12 @@ def _findings(results: Results, budget: int, show: Show = _plain) -> list[tuple[
     return shown
 
 
-def _grid_head(facts: Mapping[str, Any]) -> tuple[str, ...]:
+def grid_head(facts: Mapping[str, Any]) -> tuple[str, ...]:
     last = facts["budgets"][-1]
     return ("queries + representation + detector", *(f"TPR@5% {budget}" for budget in facts["budgets"]), f"AUC ≤ {last}")
 
 
-def _grid(results: Results, access: str, most: int, show: Show) -> list[tuple[str, ...]]:
+def grid_rows(results: Results, access: str, most: int, show: Show) -> list[tuple[str, ...]]:
     """The best compositions by TPR@5% at the standard budget, ties by AUC; the area is that at each one's largest budget."""
     of: dict[str, dict[int, dict[str, Any]]] = {}
     for cell in results["grid"]:
@@ -185,7 +185,7 @@ def _pair(cell: Mapping[str, Any] | None, name: str) -> tuple[float | None, floa
     return (None, None) if cell is None else (cell[name], cell[f"{name}_sd"])
 
 
-def _left_out(facts: Mapping[str, Any]) -> list[str]:
+def left_out(facts: Mapping[str, Any]) -> list[str]:
     """What the figures do not hold, in words."""
     reasons: dict[str, list[str]] = {}
     for name, why in facts["left_out"].items():
@@ -204,7 +204,7 @@ def _left_out(facts: Mapping[str, Any]) -> list[str]:
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; columns that hold numbers are set right."""
-    marks = ["---:" if rows and all(row[i][:1] in "-0123456789" for row in rows) else "---" for i in range(len(head))]
+    marks = ["---:" if rows and all(row[i][:1] in "-[0123456789" for row in rows) else "---" for i in range(len(head))]
     lines = [head, marks, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -212,20 +212,20 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def results_markdown(results: Results) -> str:
     """All tables of results.json that people read."""
     facts, budget = results["facts"], standard_budget(results)
-    parts = [f"# Benchmark on {facts['zoo'] or 'a zoo'}", _setting(results)]
+    parts = [f"# Benchmark on {facts['zoo'] or 'a zoo'}", setting(results)]
     parts += [f"## All tasks together, {_budget_words(results, budget)}", OVERALL_WORDS]
-    parts.append(markdown_table(SCHEME_HEAD, _overall(results, budget, _with_deviation)))
+    parts.append(markdown_table(SCHEME_HEAD, _overall(results, budget, with_deviation)))
     parts += [f"## The finding, {budget} queries a scheme", _finding_words(facts, budget) + " " + FINDING_WORDS]
-    parts.append(markdown_table(FINDING_HEAD, _findings(results, budget, _with_deviation)))
-    parts += ["## The finding by budget", markdown_table(*_finding_by_budget(results))]
+    parts.append(markdown_table(FINDING_HEAD, findings(results, budget, with_deviation)))
+    parts += ["## The finding by budget", markdown_table(*finding_by_budget(results))]
     for access in facts["accesses"]:
         parts += [f"## TPR@5% by task, {budget} queries, access {access}", markdown_table(*by_task(results, access, budget))]
         parts += [f"## TPR@5% of all tasks by budget, access {access}", markdown_table(*_by_budget(results, access))]
         if results["grid"]:
             parts += [f"## The best {SHOWN} compositions, access {access}", f"In the grid, {GRID_WORDS}."]
-            parts.append(markdown_table(_grid_head(facts), _grid(results, access, SHOWN, _with_deviation)))
-    parts += ["## Seconds to craft", markdown_table(*_costs(facts))]
-    parts += ["## Left out", "\n".join(f"- {line}" for line in _left_out(facts)) or "Nothing."]
+            parts.append(markdown_table(grid_head(facts), grid_rows(results, access, SHOWN, with_deviation)))
+    parts += ["## Seconds to craft", markdown_table(*costs(facts))]
+    parts += ["## Left out", "\n".join(f"- {line}" for line in left_out(facts)) or "Nothing."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -240,7 +240,7 @@ FINDING_WORDS = (
 )
 
 
-def _setting(results: Results) -> str:
+def setting(results: Results) -> str:
     facts, models = results["facts"], results["models"]
     kinds = {kind: sum(model["kind"] == kind for model in models) for kind in ("positive", "negative", "sibling", "reference")}
     return "\n".join(
@@ -266,7 +266,7 @@ def by_task(results: Results, access: str, budget: int) -> tuple[list[str], list
         mine = [row for row in rows if row["scheme"] == scheme]
         at = min((row["budget"] for row in mine), key=lambda size: (abs(size - budget), size))
         known = {row["task"]: row for row in mine if row["budget"] == at}
-        shown.append([scheme, *(_with_deviation(*_pair(known.get(task), "tpr_at_5")) for task in tasks)])
+        shown.append([scheme, *(with_deviation(*_pair(known.get(task), "tpr_at_5")) for task in tasks)])
     return ["scheme", *tasks], shown
 
 
@@ -274,11 +274,11 @@ def _by_budget(results: Results, access: str) -> tuple[list[str], list[list[str]
     budgets, rows = results["facts"]["budgets"], rows_of(results, access=access, task=ALL)
     known = {(row["scheme"], row["budget"]): row for row in rows}
     schemes = dict.fromkeys(row["scheme"] for row in rows)
-    cells = [[name, *(_with_deviation(*_pair(known.get((name, size)), "tpr_at_5")) for size in budgets)] for name in schemes]
+    cells = [[name, *(with_deviation(*_pair(known.get((name, size)), "tpr_at_5")) for size in budgets)] for name in schemes]
     return ["scheme", *map(str, budgets)], cells
 
 
-def _finding_by_budget(results: Results) -> tuple[list[str], list[list[str]]]:
+def finding_by_budget(results: Results) -> tuple[list[str], list[list[str]]]:
     """Share of derived models that are found, and innocents that are accused, by budget."""
     shown = []
     for access in results["facts"]["accesses"]:
@@ -287,12 +287,12 @@ def _finding_by_budget(results: Results) -> tuple[list[str], list[list[str]]]:
             if ALL not in rows:
                 continue
             accused = [f"{rows[task]['accused']} of {rows[task]['files']}" for task in (INDEPENDENT, SIBLING) if task in rows]
-            found = _with_deviation(rows[ALL]["derived"], rows[ALL]["derived_sd"])
-            shown.append([access, str(budget), found, _with_deviation(*_pair(rows[ALL], "tpr_at_5")), *[*accused, "-"][:2]])
+            found = with_deviation(rows[ALL]["derived"], rows[ALL]["derived_sd"])
+            shown.append([access, str(budget), found, with_deviation(*_pair(rows[ALL], "tpr_at_5")), *[*accused, "-"][:2]])
     return ["access", "queries a scheme", "derived", "TPR@5%", "innocents accused", "siblings accused"], shown
 
 
-def _costs(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def costs(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = [
         [name, f"{cost['queries']:.0f}", f"{cost['seconds']:.2f}", f"{1e3 * cost['seconds'] / cost['queries']:.1f}"]
         for name, cost in sorted(facts["craft_seconds"].items(), key=lambda item: -item[1]["seconds"])

@@ -206,8 +206,8 @@ def plot_cost(results: Results, access: str) -> Figure | None:
     axes.xaxis.set_major_formatter("{x:g}")
     for name in front:  # the last one above its point, the others below, clear of the line
         last = name == front[-1]
-        where = {"xytext": (0 if last else 4, 5 if last else -8), "ha": "center" if last else "left"}
-        axes.annotate(name, (cost[name], gain[name]), textcoords="offset points", fontsize=6.5, **where)
+        where, side = ((0, 5), "center") if last else ((4, -8), "left")
+        axes.annotate(name, (cost[name], gain[name]), where, textcoords="offset points", fontsize=6.5, ha=side)
     _legend(figure, axes)
     return figure
 
