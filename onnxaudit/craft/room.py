@@ -10,10 +10,10 @@ from torch import Tensor
 
 BATCH = 256
 """Largest number of queries in one pass; bounds memory, not results."""
-ROOM = {"cpu": 256 * 2**20, "cuda": 4 * 2**30}
-"""Bytes that one pass may keep for its gradients, by type of device. On a CPU more is slower: it comes fresh from the system."""
-LEAST = 8
-"""What a pass is taken to keep at least, in times its input: one without gradients keeps nothing, but needs some memory."""
+ROOM = {"cpu": 64 * 2**20, "cuda": 4 * 2**30}
+"""Bytes that one pass may keep, by type of device. On a CPU more is slower: it comes fresh from the system."""
+STATE = 8
+"""What goes along with an input in times its size: what is encoded, its gradient, its moments, where it was best."""
 
 
 def fitting(run: Callable[[Tensor], Tensor], inputs: Tensor, batch: int | None) -> int:
@@ -21,10 +21,10 @@ def fitting(run: Callable[[Tensor], Tensor], inputs: Tensor, batch: int | None) 
 
     inputs: two of them or more, on which it is measured what another input adds (what weights take does not count).
     """
-    least = LEAST * inputs[0].numel() * inputs.element_size()
+    along = STATE * inputs[0].numel() * inputs.element_size()
     padded = -(-len(inputs) // batch) * batch if batch else 0
     each = _kept(run, inputs) / padded if padded else _kept(run, inputs[:2]) - _kept(run, inputs[:1])
-    room = ROOM.get(inputs.device.type, ROOM["cuda"]) / max(each, least)
+    room = ROOM.get(inputs.device.type, ROOM["cuda"]) / (max(each, 0) + along)
     return max(batch or 1, min(BATCH, 1 << int(math.log2(max(1.0, room)))))
 
 

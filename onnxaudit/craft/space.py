@@ -14,7 +14,7 @@ from onnxaudit.craft.victim import Victim
 from onnxaudit.suspect import Queries
 
 GREY_LEVELS = 255
-PART = 32
+PART = 8
 """Points drawn together where there are many."""
 
 
