@@ -111,9 +111,11 @@ class LocalEngine:
         with self._lock:
             self._waiting.clear()
             self._idle.clear()
-        for pool in self._pools:
-            if pool is not None:
-                pool.shutdown(wait=True, kill_workers=True)
+        for pool in filter(None, self._pools):
+            # loky's own way, kill_workers, fails in its thread when an item was handed in a moment ago
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=True)
 
 
 _STATE: list[Any] = []
