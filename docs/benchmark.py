@@ -274,7 +274,7 @@ def ipguard(runs: Sequence[Ours], paper: Mapping[str, Any]) -> list[str]:
     rows = [
         [name, *map(cell, row), *(cell(our_aruc(run, SAME_METHOD[name])) for run in runs)] for name, row in table["rows"].items()
     ]
-    parts = ["### IPGuard, Table 4: ARUC", paper["differences"], markdown_table(head, rows)]
+    parts = ["### IPGuard, Table 4: ARUC", f"{paper['differences']} {table['words']}.", markdown_table(head, rows)]
     parts += ["### IPGuard, Tables 5 to 7: matching rates", paper["rates"]]
     for column, method in enumerate(paper["table 5"]["columns"]):
         tables = [paper[f"table {number}"] for number in (5, 6, 7)]

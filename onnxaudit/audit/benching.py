@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.calibrating import control_accuracy, refusal, with_models
@@ -19,13 +21,16 @@ from onnxaudit.audit.progress import Progress
 from onnxaudit.audit.remembering import digests_of, memory_name, recall
 from onnxaudit.audit.results import BenchResult, results
 from onnxaudit.bundle import ModelEntry, QueryBundle
-from onnxaudit.engines import Lost, Work, open_engine
+from onnxaudit.engines import Engine, Lost, Work, open_engine
 from onnxaudit.errors import UsageError
 from onnxaudit.registry import open_suspect
 from onnxaudit.schemes.catalogue import Scheme
 from onnxaudit.schemes.samplers import Need
 from onnxaudit.suspect import SuspectCard, Target
 from onnxaudit.zoo.manifest import KINDS, ZooEntry
+
+FEW = 8
+"""Fewer samplers than this are run where they are: a process of their own takes seconds to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,9 @@ def bench(crafting: CraftOptions, zoo: Sequence[ZooEntry], options: BenchOptions
 
     Raises UsageError if the zoo lacks a kind, or a chosen scheme cannot be crafted.
     """
-    of = by_kind(zoo)
+    # a worker may run in another folder
+    options = dataclasses.replace(options, output=options.output.resolve(), cache=options.cache.resolve())
+    of = by_kind([dataclasses.replace(entry, file=str(Path(entry.file).resolve())) for entry in zoo])
     crafting = dataclasses.replace(crafting, reference_files=[Path(entry.file) for entry in of["reference"]])
     prepared = prepare(
         crafting,
@@ -69,16 +76,16 @@ def bench(crafting: CraftOptions, zoo: Sequence[ZooEntry], options: BenchOptions
     names = combined_names(options.chosen, crafting)
     bundles = [combine(prepared.crafting, prepared.draws, names, crafting.seed + place) for place in range(options.seeds)]
     sweep = _sweep(prepared, crafted, bundles, options, crafting.device)
-    references = _ask(sweep, of["reference"], options, progress, "asking references")
-    usable = _screened(bundles[0], sweep, of["reference"], references, progress)
-    helped = {str(file) for file in prepared.crafting.training}
-    learned = {place for place in usable if of["reference"][place].file in helped}
-    calibrating = [place for place in usable if place not in learned or not _learns(bundles[0])]
-    ready = [_calibrated(bundle, sweep, [(of["reference"][i], references[i]) for i in calibrating]) for bundle in bundles]
-    ready = [bundle.save(path, force=True) for bundle, path in zip(ready, sweep.judged, strict=True)]
     suspects = [*of["positive"], *of["negative"], *of["sibling"]]
-    measured = [*_ask(sweep, suspects, options, progress, "asking suspects")]
-    innocents = [place for place in usable if place not in learned]
+    with _workers(measure, sweep, len(suspects), options) as workers:
+        references = _ask(workers, of["reference"], progress, "asking references")
+        usable = _screened(bundles[0], sweep, of["reference"], references, progress)
+        helped = {str(file) for file in prepared.crafting.training}
+        innocents = [place for place in usable if of["reference"][place].file not in helped]
+        calibrating = innocents if _learns(bundles[0]) else usable
+        ready = [_calibrated(bundle, sweep, [(of["reference"][i], references[i]) for i in calibrating]) for bundle in bundles]
+        ready = [bundle.save(path, force=True) for bundle, path in zip(ready, sweep.judged, strict=True)]
+        measured = _ask(workers, suspects, progress, "asking suspects")
     models = [*suspects, *(of["reference"][place] for place in innocents)]
     return results(prepared, crafted, sweep, ready, models, [*measured, *(references[place] for place in innocents)])
 
@@ -99,13 +106,12 @@ def by_kind(zoo: Sequence[ZooEntry]) -> dict[str, list[ZooEntry]]:
 
 def _craft(prepared: Prepared, options: BenchOptions, progress: Progress) -> list[Crafted]:
     """Every draw, crafted now or before. Raises UsageError for a chosen scheme that cannot be crafted."""
-    jobs = options.jobs if prepared.device == "cpu" else 1
+    on_device = prepared.device != "cpu" or len(prepared.draws) < FEW
+    one = dataclasses.replace(options, engine="local", address=None, jobs=1 if on_device else options.jobs)
+    with _workers(craft_draw, prepared.crafting, len(prepared.draws), one) as workers:
+        made = _all(workers, prepared.draws, "crafting queries", progress)
     found: list[Crafted] = []
-    for draw, result in zip(
-        prepared.draws,
-        _all(craft_draw, prepared.crafting, prepared.draws, "crafting queries", progress, jobs=jobs),
-        strict=True,
-    ):
+    for draw, result in zip(prepared.draws, made, strict=True):
         crafted = Crafted(0, 0.0, why=result.reason) if isinstance(result, Lost) else result
         if not crafted.queries and options.chosen is not None:
             raise UsageError(f"{draw.schemes[0].name}: {crafted.why}", "Leave it out, or give what it needs.")
@@ -123,21 +129,27 @@ def _sweep(
         for draw, result in zip(prepared.draws, crafted, strict=True)
         if result.queries
     ]
-    judged = [options.output / f"bundle-seed{bundle.manifest.seed}.oab" for bundle in bundles]
-    for bundle, path in zip(bundles, judged, strict=True):
+    drafts = [folder / f"combined-seed{bundle.manifest.seed}.oab" for bundle in bundles]
+    for bundle, path in zip(bundles, drafts, strict=True):
         bundle.save(path, force=True)
-    cache = options.cache / "answers"
+    forget()  # an earlier sweep of this process may have left other bundles under these names
     return Sweep(
-        tuple(sources), tuple(judged), options.budgets, options.accesses, prepared.crafting.input, prepared.classes, cache, device
+        tuple(sources),
+        tuple(drafts),
+        tuple(options.output / f"bundle-seed{bundle.manifest.seed}.oab" for bundle in bundles),
+        options.budgets,
+        options.accesses,
+        prepared.crafting.input,
+        prepared.classes,
+        options.cache / "answers",
+        device,
     )
 
 
-def _ask(sweep: Sweep, entries: Sequence[ZooEntry], options: BenchOptions, progress: Progress, words: str) -> list[Measured]:
+def _ask(workers: Engine, entries: Sequence[ZooEntry], progress: Progress, words: str) -> list[Measured]:
     """Every model measured; what fails is said, and has no card."""
     found = []
-    forget()  # bundles were replaced since they were read
-    results = _all(measure, sweep, entries, words, progress, jobs=options.jobs, engine=options.engine, address=options.address)
-    for entry, result in zip(entries, results, strict=True):
+    for entry, result in zip(entries, _all(workers, entries, words, progress), strict=True):
         measured = Measured(None, error=result.reason) if isinstance(result, Lost) else result
         if measured.card is None:
             progress.note(f"left out: {entry.name or Path(entry.file).name}: {measured.error}")
@@ -145,36 +157,50 @@ def _ask(sweep: Sweep, entries: Sequence[ZooEntry], options: BenchOptions, progr
     return found
 
 
-def _all(
-    function: Work,
-    shared: Any,
-    items: Sequence[Any],
-    words: str,
-    progress: Progress,
-    *,
-    jobs: int | None,
-    engine: str = "local",
-    address: str | None = None,
-) -> list[Any]:
-    """``function(shared, item)`` of every item, in order: in this process if one job is enough, else by an engine."""
+def _workers(function: Work, shared: Any, items: int, options: BenchOptions) -> Engine:
+    """An engine, or this process where one job is enough."""
+    if options.engine == "local" and options.address is None and (options.jobs == 1 or items < 2):
+        return _Here(function, shared)
+    return open_engine(options.engine, function, shared, jobs=options.jobs, address=options.address)
+
+
+def _all(workers: Engine, items: Sequence[Any], words: str, progress: Progress) -> list[Any]:
+    """The results of all items, in their order."""
     report = progress.task(words, len(items))
-    results: list[Any] = [None] * len(items)
-    if engine == "local" and (jobs == 1 or len(items) < 2):
-        for place, item in enumerate(items):
-            results[place] = function(shared, item)
-            report(place + 1)
-        return results
-    with open_engine(engine, function, shared, jobs=jobs, address=address) as workers:
-        waiting, sent, done = iter(enumerate(items)), 0, 0
-        while done < len(items):
-            while sent - done < 2 * workers.slots and sent < len(items):
-                workers.submit(*next(waiting))
-                sent += 1
-            place, result = workers.wait()
-            results[place] = result
-            done += 1
-            report(done)
-    return results
+    found: list[Any] = [None] * len(items)
+    sent = done = 0
+    while done < len(items):
+        while sent < len(items) and sent - done < 2 * workers.slots:
+            workers.submit(sent, items[sent])
+            sent += 1
+        place, result = workers.wait()
+        found[place] = result
+        done += 1
+        report(done)
+    return found
+
+
+class _Here:
+    """An engine without processes: an item is done when its result is waited for."""
+
+    slots = 1
+
+    def __init__(self, function: Work, shared: Any) -> None:
+        self._work = partial(function, shared)
+        self._waiting: deque[tuple[int, Any]] = deque()
+
+    def submit(self, ticket: int, item: Any) -> None:
+        self._waiting.append((ticket, item))
+
+    def wait(self) -> tuple[int, Any]:
+        ticket, item = self._waiting.popleft()
+        return ticket, self._work(item)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._waiting.clear()
 
 
 # ----------------------------------------------------------------------------------------------------------------- calibrating

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -43,12 +43,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What every worker is told. judged: a bundle a seed that the combined statistic is taken of. cache: where answers are kept.
+    """What every worker is told. judged: a bundle a seed that the combined statistic is taken of; drafts: the same before it has
+    references, which are asked by it. cache: where answers are kept.
 
     input, classes: the victim's.
     """
 
     sources: tuple[Source, ...]
+    drafts: tuple[Path, ...]
     judged: tuple[Path, ...]
     budgets: tuple[int, ...]
     accesses: tuple[str, ...]
@@ -80,7 +82,7 @@ class Measured:
 
 def measure(sweep: Sweep, entry: ZooEntry) -> Measured:
     """Open one model, ask it all that is not remembered, and score and judge it. A model that fails is a result, not an error."""
-    started = time.perf_counter()
+    started, paths = time.perf_counter(), _paths(sweep, entry)
     # a model with another label set may have another number of classes
     classes = None if entry.labels else sweep.classes
     target = Target(entry.file, sweep.input, classes, sweep.device, options={"threads": 1})
@@ -88,10 +90,13 @@ def measure(sweep: Sweep, entry: ZooEntry) -> Measured:
         with deployed_as(open_suspect(target), entry.deployed) as suspect:
             opening = time.perf_counter() - started
             memory = recall(sweep.cache / memory_name(suspect.card))
-            asked = memory.ask(suspect, _wanted(sweep))
-            if asked:
-                memory.save()
-            insights = {path: look_inside(held(path).bundle, suspect.inside) for path in _paths(sweep)}
+            before = memory.asked
+            try:
+                memory.ask(suspect, map(_wanted, paths))
+            finally:
+                if memory.asked > before:
+                    memory.save()
+            insights = {path: look_inside(held(path).bundle, suspect.inside) for path in paths}
             card = suspect.card
     except OnnxauditError as error:
         return Measured(None, error=str(error))
@@ -103,6 +108,7 @@ def measure(sweep: Sweep, entry: ZooEntry) -> Measured:
         scores.append(part_scores(part.bundle, entries, answers, insights[source.path], sweep.budgets, sweep.accesses))
     combined, findings, judging = _judged(sweep, entry, card, memory.said, insights)
     pace = memory.seconds / memory.asked if memory.asked else 0.0
+    asked = memory.asked - before
     return Measured(card, tuple(scores), combined, findings, asked, opening, pace, judging)
 
 
@@ -149,14 +155,14 @@ def forget() -> None:
     _HELD.clear()
 
 
-def _paths(sweep: Sweep) -> list[Path]:
-    return [*(source.path for source in sweep.sources), *sweep.judged]
+def _paths(sweep: Sweep, entry: ZooEntry) -> list[Path]:
+    combined = sweep.drafts if entry.kind == "reference" else sweep.judged
+    return [*(source.path for source in sweep.sources), *combined]
 
 
-def _wanted(sweep: Sweep) -> Iterator[tuple[Queries, Sequence[Digest]]]:
-    for path in _paths(sweep):
-        part = held(path)
-        yield part.bundle.queries[part.rows], part.digests
+def _wanted(path: Path) -> tuple[Queries, Sequence[Digest]]:
+    part = held(path)
+    return part.bundle.queries[part.rows], part.digests
 
 
 def _answers(part: Part, said: Said) -> Answers:
