@@ -122,7 +122,7 @@ class Result:
         both = Scored(COMBINED, scores, [300.0])
         self.rows += rows(both, games, ["logits"], [100], scores > 0.6, files, lambda n: n / 1000)
         self.cells: list[Any] = []
-        self.models = [
+        self.models: list[dict[str, Any]] = [
             {"name": e.file, "file": e.file, "kind": e.kind, "task": e.task, "labels": "", "deployed": [], "arch": e.arch,
              "accuracy": 0.9, "share": share}
             for e, (_, _, share) in zip(zoo, models, strict=True)
