@@ -99,18 +99,19 @@ def export(folder: Path) -> dict[str, float]:
     import torch
 
     for number, size in SIZES.items():
-        _export(_network(number), size, folder / f"lite{number}.onnx")
+        save_onnx(network_of(number), size, folder / f"lite{number}.onnx")
     for share in PRUNED:
-        network = _network(0)
+        network = network_of(0)
         with torch.no_grad():
             for weight in network.parameters():
                 if weight.ndim > 1:
                     weight.mul_(weight.abs() > weight.abs().flatten().kthvalue(max(1, int(share * weight.numel()))).values)
-        _export(network, SIZES[0], folder / f"lite0-pruned-{share}.onnx")
+        save_onnx(network, SIZES[0], folder / f"lite0-pruned-{share}.onnx")
     return {}
 
 
-def _network(number: int) -> torch.nn.Module:
+def network_of(number: int) -> torch.nn.Module:
+    """One of the three networks with its weights, ready to be asked."""
     import torch
 
     network: torch.nn.Module = import_module("efficientnet_lite_pytorch").EfficientNet.from_name(f"efficientnet-lite{number}")
@@ -118,7 +119,8 @@ def _network(number: int) -> torch.nn.Module:
     return network.eval()
 
 
-def _export(network: torch.nn.Module, size: int, path: Path) -> None:
+def save_onnx(network: torch.nn.Module, size: int, path: Path) -> None:
+    """Export a network that takes images of this size, any number of them."""
     import warnings
 
     import torch

@@ -17,7 +17,7 @@ STATE = 8
 
 
 def fitting(run: Callable[[Tensor], Tensor], inputs: Tensor, batch: int | None) -> int:
-    """How many inputs ``run`` takes within ``ROOM``: a power of two, at most ``BATCH``, and no less than a fixed ``batch``.
+    """How many inputs ``run`` takes within ``ROOM``: a power of two, at most ``BATCH``, or whole batches of a fixed size.
 
     inputs: two of them or more, on which it is measured what another input adds (what weights take does not count).
     """
@@ -25,7 +25,8 @@ def fitting(run: Callable[[Tensor], Tensor], inputs: Tensor, batch: int | None) 
     padded = -(-len(inputs) // batch) * batch if batch else 0
     each = _kept(run, inputs) / padded if padded else _kept(run, inputs[:2]) - _kept(run, inputs[:1])
     room = ROOM.get(inputs.device.type, ROOM["cuda"]) / (max(each, 0) + along)
-    return max(batch or 1, min(BATCH, 1 << int(math.log2(max(1.0, room)))))
+    size = min(BATCH, 1 << int(math.log2(max(1.0, room))))
+    return max(1, size // batch) * batch if batch else size
 
 
 def _kept(run: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
