@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxaudit.audit.calibrating import add_models, model_files
 from onnxaudit.audit.insights import Insights, askable, look_inside
 from onnxaudit.audit.judging import judge
+from onnxaudit.audit.once import once
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import BudgetSpent, UsageError
@@ -101,7 +102,7 @@ def _interview(
 
     Some are always repeated after resuming, to see that the suspect is still the one that gave the kept answers.
     """
-    order = asking_order(bundle) if options.budget is not None else np.flatnonzero(askable(bundle))
+    order = asking_order(bundle) if options.budget is not None else np.flatnonzero(once(askable, bundle))
     transcript = None
     if options.evidence:
         transcript = Transcript(options.evidence, _header(bundle, suspect.card, options), resume=options.resume)

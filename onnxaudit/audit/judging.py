@@ -15,6 +15,7 @@ from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import control_accuracy
 from onnxaudit.audit.comparing import FEWEST_CONTROLS, Comparison, compare, labels_of
 from onnxaudit.audit.insights import Insights, askable
+from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value
 from onnxaudit.evidence.multiple import holm
@@ -50,17 +51,17 @@ def judge(
     """
     manifest = bundle.manifest
     level = manifest.alpha if alpha is None else alpha
-    references = [bundle.answers[model.id] for model in manifest.of_role("reference")]
+    references = once(_references, bundle)
     answers = dataclasses.replace(answers, num_classes=manifest.victim.num_classes)
     comparison = compare(bundle, references, answers, inside)
-    controls = _controls(bundle, references, answers)
+    controls = _controls(bundle, answers)
     weak = _weak(manifest.shortfall, controls)
     tolerance = WIDE_TOLERANCE if weak else TOLERANCE
     p = None
     if comparison.statistics is not None and references:
         p = min(1.0, looks * p_value(comparison.statistics, tolerance, comparison.unrelated))
     floor = min(1.0, looks * p_floor(len(references)))
-    complete = bool(answers.answered[askable(bundle)].all())
+    complete = bool(answers.answered[once(askable, bundle)].all())
     reasons = _doubts(floor, len(references), level, comparison, controls, answers, stable=stable, complete=complete)
     if p is not None and not reasons:
         finding = DERIVED if p <= level else NOT_SHOWN
@@ -80,7 +81,7 @@ def judge(
             "id": bundle.id,
             "victim_sha256": manifest.victim.sha256,
             "references": len(references),
-            "pool_sha256": _pool_digest(bundle),
+            "pool_sha256": once(_pool_digest, bundle),
         },
         suspect=_suspect_facts(card, answers),
         controls=controls,
@@ -93,6 +94,30 @@ def judge(
         conditions=tuple(_conditions(bundle, controls, answers, weak=weak, looks=looks, level=level)),
         tool=__version__,
     )
+
+
+def _references(bundle: QueryBundle) -> list[Answers]:
+    return [bundle.answers[model.id] for model in bundle.manifest.of_role("reference")]
+
+
+def _accuracies(bundle: QueryBundle) -> tuple[float, ...]:
+    """Accuracies of the references on the controls, where they are known."""
+    return tuple(model.accuracy for model in bundle.manifest.of_role("reference") if model.accuracy is not None)
+
+
+def _easy(bundle: QueryBundle) -> NDArray[np.bool_]:
+    """Which controls the victim and most references get right, (c,)."""
+    span = slice(*bundle.manifest.controls)
+    right = bundle.answers["victim"].labels[span] == bundle.control_labels
+    if references := _references(bundle):
+        right &= np.mean(labels_of(bundle, references)[:, span] == bundle.control_labels, axis=0) >= EASY
+    return np.asarray(right)
+
+
+def _origins(bundle: QueryBundle) -> str:
+    references = bundle.manifest.of_role("reference")
+    origins = sorted({model.origin.split(":")[0] for model in references})
+    return f"the {len(references)} references ({'; '.join(origins)}) are like the innocent models that could be accused"
 
 
 def _pool_digest(bundle: QueryBundle) -> str:
@@ -112,16 +137,13 @@ def _suspect_facts(card: SuspectCard, answers: Answers) -> Mapping[str, Any]:
     }
 
 
-def _controls(bundle: QueryBundle, references: list[Answers], answers: Answers) -> Controls:
+def _controls(bundle: QueryBundle, answers: Answers) -> Controls:
     manifest = bundle.manifest
     start, stop = manifest.controls
     if start == stop:
         return Controls()
     span = slice(start, stop)
-    right = bundle.answers["victim"].labels[span] == bundle.control_labels
-    if references:
-        right &= np.mean(labels_of(bundle, references)[:, span] == bundle.control_labels, axis=0) >= EASY
-    easy = right & answers.answered[span]
+    easy = once(_easy, bundle) & answers.answered[span]
     matched: NDArray[np.bool_] = answers.labels[span] == bundle.control_labels
     agreement = float(matched[easy].mean()) if easy.any() else None
     confused = [
@@ -129,7 +151,6 @@ def _controls(bundle: QueryBundle, references: list[Answers], answers: Answers) 
         for label in range(manifest.victim.num_classes)
         if (mine := easy & (bundle.control_labels == label)).sum() >= FEWEST_OF_CLASS and matched[mine].mean() <= CONFUSED
     ]
-    known = [model.accuracy for model in manifest.of_role("reference") if model.accuracy is not None]
     return Controls(
         n=int(easy.sum()),
         agreement=agreement,
@@ -137,7 +158,7 @@ def _controls(bundle: QueryBundle, references: list[Answers], answers: Answers) 
         confused=", ".join(confused),
         answered=int(answers.answered[span].sum()),
         accuracy=control_accuracy(bundle, answers),
-        reference_accuracy=tuple(known),
+        reference_accuracy=once(_accuracies, bundle),
         victim_accuracy=manifest.victim.accuracy,
     )
 
@@ -233,13 +254,9 @@ def _scheme_results(comparison: Comparison, tolerance: float, references: int) -
 
 def _conditions(bundle: QueryBundle, controls: Controls, answers: Answers, *, weak: bool, looks: int, level: float) -> list[str]:
     """What is assumed, and what weakens the finding, in words."""
-    references = bundle.manifest.of_role("reference")
     said = [*bundle.manifest.pool_notes, *bundle.manifest.notes]
-    if references:
-        origins = sorted({model.origin.split(":")[0] for model in references})
-        said.insert(
-            0, f"the {len(references)} references ({'; '.join(origins)}) are like the innocent models that could be accused"
-        )
+    if once(_references, bundle):
+        said.insert(0, once(_origins, bundle))
     if controls.reference_accuracy and controls.victim_accuracy is not None and controls.accuracy is not None:
         low, high = min(controls.reference_accuracy), max(controls.reference_accuracy)
         said.append(
