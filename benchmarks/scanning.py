@@ -1,9 +1,9 @@
 """What a scan costs over a bare loop on ONNX Runtime, and how its memory grows.
 
-    python benchmarks/scanning.py [--suspects 1000] [--jobs N] [--engine local] [--references 42] [--keep DIR]
+    python benchmarks/scanning.py [--suspects 1000] [--jobs N] [--engine local] [--model copy] [--keep DIR]
 
-Makes so many distinct small suspects (the shipped copy of the victim with noise on its weights) and scans them. Between two
-halves of the scan's suspects the same processes' worth of bare loops runs: per core ``InferenceSession(file)`` and
+Makes so many distinct small suspects (a model of the shipped zoo with noise on its weights) and scans them. Before and after it,
+bare loops ask up to a thousand of them: per core ``InferenceSession(file)`` and
 ``session.run`` on the same queries in the same batches, one thread, as many loops at a time as the scan has processes. Memory is
 the resident set of the command and of its workers, read ten times a second. Prints throughput, their ratio, memory after each
 tenth, and what a million suspects would take.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -45,17 +46,17 @@ def ask(file):
 ask(files[0])
 print("ready", flush=True)
 sys.stdin.readline()
-started = time.perf_counter()
+started = time.process_time()
 for file in files:
     ask(file)
-print(time.perf_counter() - started, flush=True)
+print(time.process_time() - started, flush=True)
 """
 
 
-def make_suspects(folder: Path, count: int) -> list[Path]:
+def make_suspects(folder: Path, count: int, name: str) -> list[Path]:
     """Copies of one small network with a little noise on every weight: as many contents as files."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = onnx.load(str(FIXTURES / "zoo/suspects/copy.onnx"))
+    model = onnx.load(str(FIXTURES / f"zoo/suspects/{name}.onnx"))
     weights = [(tensor, numpy_helper.to_array(tensor).copy()) for tensor in model.graph.initializer]
     files = []
     for number in range(count):
@@ -73,8 +74,8 @@ def make_suspects(folder: Path, count: int) -> list[Path]:
     return files
 
 
-def bare_loops(folder: Path, bundle: QueryBundle, files: list[Path], jobs: int) -> float:
-    """Suspects a second of bare loops, one a core, started together; imports are not counted."""
+def bare_loops(folder: Path, bundle: QueryBundle, files: list[Path], jobs: int) -> tuple[float, float]:
+    """Suspects a second of bare loops, one a core, started together, and their CPU seconds a suspect; imports do not count."""
     np.save(folder / "x.npy", bundle.manifest.input.encode(bundle.queries))
     (folder / "bare.py").write_text(BARE.format(batch=BATCH))
     loops = []
@@ -93,9 +94,8 @@ def bare_loops(folder: Path, bundle: QueryBundle, files: list[Path], jobs: int) 
         assert loop.stdin is not None
         loop.stdin.write("\n")
         loop.stdin.flush()
-    for loop in loops:
-        loop.communicate()
-    return len(files) / (time.perf_counter() - started)
+    used = sum(float(loop.communicate()[0]) for loop in loops)
+    return len(files) / (time.perf_counter() - started), used / len(files)
 
 
 def resident(process: int) -> tuple[float, float]:
@@ -149,12 +149,13 @@ def main() -> None:
     parser.add_argument("--suspects", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--engine", default="local")
+    parser.add_argument("--model", default="copy", help="A model of fixtures/zoo/suspects, without its suffix.")
     parser.add_argument("--keep", type=Path, help="Folder to make the suspects in, and to leave them for the next time.")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        suspects = (given.keep or folder).resolve() / "suspects"
-        files = make_suspects(suspects, given.suspects)
+        suspects = (given.keep or folder).resolve() / given.model
+        files = make_suspects(suspects, given.suspects, given.model)
         (folder / "list").write_text("\n".join(map(str, files)))
         program = [sys.executable, "-m", "onnxaudit"]
         craft = ["craft", str(FIXTURES / "zoo/victim.pt"), "--data", str(FIXTURES / "fashion/train.npz"), "-o", "v.oab"]
@@ -162,13 +163,19 @@ def main() -> None:
         subprocess.run([*program, *craft, *references], cwd=folder, check=True, capture_output=True)
         sample = files[: min(len(files), 1000)]
         bundle = load(folder / "v.oab")
-        before = bare_loops(folder, bundle, sample, given.jobs)
+        before, cpu_before = bare_loops(folder, bundle, sample, given.jobs)
         scan = [*program, "scan", "--list", "list", "--bundle", "v.oab", "--engine", given.engine, "--jobs", str(given.jobs)]
+        begun = resource.getrusage(resource.RUSAGE_CHILDREN)
         rate, memory = run_scan(scan, folder, len(files))
-        after = bare_loops(folder, bundle, sample, given.jobs)
-        bare = (before + after) / 2
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = (ended.ru_utime + ended.ru_stime - begun.ru_utime - begun.ru_stime) / len(files)
+        after, cpu_after = bare_loops(folder, bundle, sample, given.jobs)
+        bare, cpu_bare = (before + after) / 2, (cpu_before + cpu_after) / 2
         print(f"bare loop: {before:.1f} and {after:.1f} suspects a second on {given.jobs} processes, before and after")
         print(f"scan ({given.engine}): {rate:.1f} suspects a second, ratio {rate / bare:.2f}")
+        print(
+            f"CPU a suspect: {1e3 * cpu:.1f} ms, start and command included; bare {1e3 * cpu_bare:.1f} ms, {cpu_bare / cpu:.2f}"
+        )
         for tenth in range(1, 11):
             seen = [entry for entry in memory if entry[0] >= len(files) * tenth / 10]
             if seen:
@@ -178,7 +185,18 @@ def main() -> None:
         print(f"  peak: command {peak[0]:.0f} MiB, its processes {peak[1]:.0f} MiB")
         size = (folder / "findings.jsonl").stat().st_size / len(files)
         print(f"a million: {1e6 / rate / 3600:.1f} h on these {given.jobs} processes, {size * 1e6 / 2**30:.1f} GiB of lines")
-        print(json.dumps({"suspects": len(files), "bare": bare, "scan": rate, "ratio": rate / bare, "jobs": given.jobs}))
+        print(
+            json.dumps(
+                {
+                    "suspects": len(files),
+                    "bare": bare,
+                    "scan": rate,
+                    "ratio": rate / bare,
+                    "cpu": cpu_bare / cpu,
+                    "jobs": given.jobs,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":
