@@ -21,6 +21,7 @@ from onnxaudit.errors import UsageError
 from onnxaudit.schemes.catalogue import CATALOGUE, Scheme, portfolio
 from onnxaudit.schemes.compositions import compositions, parameters_of, schemes
 from onnxaudit.schemes.detectors import DETECTORS
+from onnxaudit.schemes.representations import REPRESENTATIONS
 from onnxaudit.schemes.samplers import SAMPLERS, Need
 
 USUAL = 400
@@ -91,7 +92,7 @@ def prepare(
     for group, compose in _grouped(wanted, composed=composed):
         count, cap = _count(group, budgets, chosen=chosen is not None, full=full)
         if cap is not None:
-            capped |= {scheme.name: cap for scheme in group}
+            capped |= {_short(scheme): cap for scheme in group if not REPRESENTATIONS[scheme.representation].inside}
         draws += [Draw(tuple(group), count, options.seed + place, compose) for place in range(seeds)]
     data = [whole.sha256 if whole else None, bool(options.train_surrogates)]
     digest = canonical([__version__, victim.sha256, victim.spec, data, digests_of_files(crafting)])
@@ -162,8 +163,13 @@ def _possible(chosen: Sequence[Scheme] | None, found: Need, *, composed: bool) -
     for scheme in wanted:
         if scheme.needs not in found:
             lacking = [need.name.lower() for need in Need if need in scheme.needs & ~found and need.name]
-            left_out[scheme.name if "+" not in scheme.name else f"{scheme.sampler}+…"] = f"needs {' and '.join(lacking)}"
+            left_out[_short(scheme)] = f"needs {' and '.join(lacking)}"
     return [scheme for scheme in wanted if scheme.needs in found], left_out
+
+
+def _short(scheme: Scheme) -> str:
+    """A scheme's name; that of all compositions with a sampler for the one that brings their queries."""
+    return f"{scheme.sampler}+…" if scheme.paper == "composition" else scheme.name
 
 
 def _grouped(wanted: Sequence[Scheme], *, composed: bool) -> list[tuple[list[Scheme], bool]]:

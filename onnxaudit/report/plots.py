@@ -206,7 +206,8 @@ def plot_cost(results: Results, access: str) -> Figure | None:
     axes.xaxis.set_major_formatter("{x:g}")
     for name in front:  # the last one above its point, the others below, clear of the line
         last = name == front[-1]
-        where, side = ((0, 5), "center") if last else ((4, -8), "left")
+        edge = cost[name] < low * 2
+        where, side = ((-2 if edge else 0, 5), "left" if edge else "center") if last else ((4, -8), "left")
         axes.annotate(name, (cost[name], gain[name]), where, textcoords="offset points", fontsize=6.5, ha=side)
     _legend(figure, axes)
     return figure
