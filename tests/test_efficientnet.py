@@ -28,7 +28,7 @@ from onnxaudit.suspect import InputSpec, Target
 SIZE = 224
 QUERIES = 80
 MARGIN = 200
-"""MB that two schemes may take on top of a start with four queries. 113 were measured; 395 when all points were held as floats."""
+"""MB two schemes may take on top of a start with four queries. 113 were measured; 395 with all points held as floats."""
 NETWORK = """
 from torch import nn
 
