@@ -94,7 +94,7 @@ def work(briefing: Briefing, item: Item) -> Any:
 def content_of_file(path: Path) -> str:
     """One digest of a file and of those that its weights lie in. Raises OSError, or ArtefactError for an unsafe model."""
     data = path.read_bytes()
-    others = {f"{name}": f"sha256:{digest}" for name, digest in weights_beside(data, path).items()}
+    others = {name: f"sha256:{digest}" for name, digest in weights_beside(data, path).items()}
     return digest_of(hashlib.sha256(data).hexdigest(), others) or ""
 
 
@@ -106,15 +106,21 @@ def _told(source: str) -> str | None:
 
 
 def _checked(briefing: Briefing, number: int, source: str, path: str, content: str | None) -> tuple[str | None, bytes]:
-    bundle = briefing.bundles[number]
     options = CheckOptions(briefing.alpha, device=briefing.device)
-    extra = {"threads": 1, "output_name": briefing.output_name}
-    try:
-        report = run_check(bundle, path, briefing.access, options, briefing.said, extra, Silent(), time.perf_counter())
-    except Exception as error:  # a bug, here or in an adapter: it costs this suspect, not the scan
-        report = failed(bundle, path, options, _bug(error), 0)
+    report = checked(briefing, number, path, options, {"threads": 1})
     line = written(report, source, briefing.settings, briefing.tests, content)
     return line["scan"]["content"], dumped(line)
+
+
+def checked(briefing: Briefing, number: int, target: str, options: CheckOptions, extra: Mapping[str, Any]) -> Report:
+    """The report of one check, whatever comes. extra: options for the adapter."""
+    bundle = briefing.bundles[number]
+    extra = {**extra, "output_name": briefing.output_name}
+    try:
+        return run_check(bundle, target, briefing.access, options, briefing.said, extra, Silent(), time.perf_counter())
+    except Exception as error:  # a bug, here or in an adapter: it costs this suspect, not the scan
+        said = type(error).__name__ if "://" in target else f"{type(error).__name__}: {error}"  # a URL in it may hold a key
+        return failed(bundle, target, options, SuspectError(f"bug: {said}", "Please report it."), 0)
 
 
 def written(report: Report, source: str, settings: str, tests: int, content: str | None = None) -> Line:
@@ -129,10 +135,6 @@ def written(report: Report, source: str, settings: str, tests: int, content: str
 def _failed(briefing: Briefing, number: int, source: str, error: OnnxauditError) -> bytes:
     report = failed(briefing.bundles[number], source, CheckOptions(briefing.alpha), error, 0)
     return dumped(written(report, source, briefing.settings, briefing.tests))
-
-
-def _bug(error: Exception) -> OnnxauditError:
-    return SuspectError(f"bug: {type(error).__name__}: {error}", "Please report it.")
 
 
 def cache_folder(scan: str) -> Path:

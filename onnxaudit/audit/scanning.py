@@ -17,11 +17,11 @@ from typing import Any
 from onnxaudit import __version__
 from onnxaudit.answers import parse_access
 from onnxaudit.audit.checking import CheckOptions
-from onnxaudit.audit.progress import Progress, Silent
-from onnxaudit.audit.running import check_judgeable, failed, run_check, target_digest
+from onnxaudit.audit.progress import Progress
+from onnxaudit.audit.running import check_judgeable, failed, target_digest
 from onnxaudit.audit.scan_lanes import Lanes, by_host
 from onnxaudit.audit.scan_record import Record
-from onnxaudit.audit.scan_worker import TOLD_TOGETHER, Ask, Asked, Briefing, Tell, cache_folder, work, written
+from onnxaudit.audit.scan_worker import TOLD_TOGETHER, Ask, Asked, Briefing, Tell, cache_folder, checked, work, written
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.decode import canonical
 from onnxaudit.engines import Engine, Lost, open_engine
@@ -163,13 +163,8 @@ def _ask_endpoint(
     folder.mkdir(exist_ok=True)
     how = hashlib.sha256(canonical([briefing.access, dict(briefing.said), briefing.output_name]).encode()).hexdigest()
     evidence = folder / f"{against.id[:8]}-{digest[:16]}-{how[:8]}.jsonl"
-    options = CheckOptions(
-        briefing.alpha, evidence=evidence, resume=evidence.exists(), repeat=REPEATS, device=briefing.device
-    )  # fmt: skip
-    options_http = {**http, "output_name": briefing.output_name}
-    report = run_check(
-        against, url, briefing.access, options, briefing.said, options_http, Silent(), time.perf_counter()
-    )  # fmt: skip
+    options = CheckOptions(briefing.alpha, evidence=evidence, resume=evidence.exists(), repeat=REPEATS, device=briefing.device)
+    report = checked(briefing, bundle, url, options, http)
     return content, dumped(written(report, url, briefing.settings, briefing.tests, content))
 
 
