@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from onnxaudit.answers import Access, Answers
-from onnxaudit.audit import gram
+from onnxaudit.audit.benchmark import gram
+from onnxaudit.audit.benchmark.figures import ALL, INDEPENDENT, SIBLING, _tpr, contests, upper_bound
+from onnxaudit.audit.benchmark.measuring import cut_to
+from onnxaudit.audit.benchmark.remembering import BATCH, Memory, digests_of, memory_name, recall
 from onnxaudit.audit.checking import CheckOptions, check
-from onnxaudit.audit.figures import ALL, INDEPENDENT, SIBLING, _tpr, contests, upper_bound
-from onnxaudit.audit.measuring import cut_to
 from onnxaudit.audit.progress import Silent
-from onnxaudit.audit.remembering import BATCH, Memory, digests_of, memory_name, recall
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import SuspectError
 from onnxaudit.evidence.metrics import tpr_at_fpr

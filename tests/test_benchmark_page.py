@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxaudit.audit.figures import COMBINED, Scored, contests, rows
+from onnxaudit.audit.benchmark.figures import COMBINED, Scored, contests, rows
 from onnxaudit.evidence.metrics import aruc, tpr_at_fpr
 from onnxaudit.report.benchmark import results_json
 from onnxaudit.report.plots import draw_all

@@ -152,14 +152,14 @@ def test_akh_asks_errors_only_and_says_when_they_run_out(victim: Victim, data: D
 
 def test_controls_of_unlabelled_data_carry_the_victims_labels(victim: Victim, data: Data) -> None:
     bare = Data(data.x[:80], None, (), "")
-    queries, labels = draw_controls(victim, bare, 30, np.random.default_rng(0))
+    queries, _ = draw_controls(victim, bare, 30, np.random.default_rng(0))
     assert labels.tolist() == victim.answer(queries).argmax(1).tolist()
 
 
 def test_controls_of_unlabelled_data_are_those_that_the_victim_is_most_certain_of(victim: Victim, data: Data) -> None:
     bare = Data(data.x[:80], None, (), "")
     certainty = victim.predict(bare.x).softmax(1).amax(1)
-    queries, labels = draw_controls(victim, bare, 30, np.random.default_rng(0))
+    queries, _ = draw_controls(victim, bare, 30, np.random.default_rng(0))
     assert len(queries) == 30
     assert float(victim.predict(queries).softmax(1).amax(1).min()) >= float(certainty.sort(descending=True).values[29]) - 1e-6
     drawn, _ = draw_controls(victim, bare, 30, np.random.default_rng(0), surest=False)

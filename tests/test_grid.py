@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from onnxaudit.audit.benching import BenchOptions, bench
+from onnxaudit.audit.benchmark.figures import Cell
+from onnxaudit.audit.benchmark.preparing import expanded, prepare
+from onnxaudit.audit.benchmark.results import BenchResult
+from onnxaudit.audit.benchmark.sweep import BenchOptions, bench
 from onnxaudit.audit.crafting import CraftOptions
-from onnxaudit.audit.figures import Cell
-from onnxaudit.audit.preparing import expanded, prepare
 from onnxaudit.audit.progress import Silent
-from onnxaudit.audit.results import BenchResult
 from onnxaudit.errors import UsageError
 from onnxaudit.evidence.metrics import auc
 from onnxaudit.schemes.compositions import compositions

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxaudit.audit import benching
+from onnxaudit.audit.benchmark import sweep
+from onnxaudit.audit.benchmark.figures import ALL, INDEPENDENT, SIBLING
+from onnxaudit.audit.benchmark.preparing import expanded
 from onnxaudit.audit.checking import CheckOptions, check
 from onnxaudit.audit.crafting import CraftOptions
-from onnxaudit.audit.figures import ALL, INDEPENDENT, SIBLING
-from onnxaudit.audit.preparing import expanded
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import load
 from onnxaudit.registry import open_suspect
@@ -32,9 +32,9 @@ def swept(folder: Path, output: str, schemes: list[str], budgets: tuple[int, ...
     crafting = CraftOptions(victim=folder / "victim.pt", data=folder / "table.npz", device="cpu")
     place, progress = folder / output, Silent()
     given = {"accesses": ("logits", "label"), "seeds": 2, "cache": place / "cache", "jobs": 1, **more}
-    options = benching.BenchOptions(expanded(schemes, crafting), budgets, output=place, **given)
+    options = sweep.BenchOptions(expanded(schemes, crafting), budgets, output=place, **given)
     place.mkdir(exist_ok=True)
-    write_results(benching.bench(crafting, load_zoo(folder / "zoo.json"), options, progress), "zoo.json", place)
+    write_results(sweep.bench(crafting, load_zoo(folder / "zoo.json"), options, progress), "zoo.json", place)
     return progress.notes
 
 
@@ -156,9 +156,9 @@ def test_the_finding_is_that_of_check_with_the_bundle_that_is_kept(tabular: Path
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from onnxaudit.audit import benching
+from onnxaudit.audit.benchmark import sweep
 from onnxaudit.audit.crafting import CraftOptions
-from onnxaudit.audit.preparing import expanded
+from onnxaudit.audit.benchmark.preparing import expanded
 from onnxaudit.audit.progress import Silent
 from onnxaudit.zoo.manifest import load_zoo
 
@@ -170,9 +170,9 @@ class Deadly(Silent):
         return done
 
 crafting = CraftOptions(victim=Path("victim.pt"), data=Path("table.npz"), device="cpu")
-options = benching.BenchOptions(expanded(["akh"], crafting), (10,), ("logits",), 1, Path("killed"), Path("killed/cache"), jobs=1)
+options = sweep.BenchOptions(expanded(["akh"], crafting), (10,), ("logits",), 1, Path("killed"), Path("killed/cache"), jobs=1)
 Path("killed").mkdir()
-benching.bench(crafting, load_zoo(Path("zoo.json")), options, Deadly())
+sweep.bench(crafting, load_zoo(Path("zoo.json")), options, Deadly())
 """
 
 

@@ -42,12 +42,12 @@ def bench(
     from onnxaudit.zoo.manifest import load_zoo
 
     try:
-        from onnxaudit.audit.benching import BenchOptions
-        from onnxaudit.audit.benching import bench as run
+        from onnxaudit.audit.benchmark.sweep import BenchOptions
+        from onnxaudit.audit.benchmark.sweep import bench as run
         from onnxaudit.audit.crafting import CraftOptions
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "PyTorch", "torch") from None
-    from onnxaudit.audit.preparing import expanded
+    from onnxaudit.audit.benchmark.preparing import expanded
     from onnxaudit.report.benchmark import summary, write_results
 
     if queries is not None and budgets is not None:

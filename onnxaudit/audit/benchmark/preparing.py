@@ -10,8 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from onnxaudit import __version__
+from onnxaudit.audit.benchmark.drawing import Crafting, Draw, digests_of_files, named
 from onnxaudit.audit.crafting import CraftOptions, available, divided, victim_of
-from onnxaudit.audit.drawing import Crafting, Draw, digests_of_files, named
 from onnxaudit.audit.pools import Pools, gather
 from onnxaudit.audit.progress import Progress, Silent
 from onnxaudit.craft.data import Data, load_data

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit import __version__
-from onnxaudit.audit import figures
-from onnxaudit.audit.drawing import Crafted, Draw
-from onnxaudit.audit.figures import COMBINED, Cell, Floats, Row, Scored, contests
-from onnxaudit.audit.measuring import FINDINGS, Measured, Sweep, held
-from onnxaudit.audit.preparing import Prepared
-from onnxaudit.audit.scoring import ENOUGH, counts_of, whole
+from onnxaudit.audit.benchmark import figures
+from onnxaudit.audit.benchmark.drawing import Crafted, Draw
+from onnxaudit.audit.benchmark.figures import COMBINED, Cell, Floats, Row, Scored, contests
+from onnxaudit.audit.benchmark.measuring import FINDINGS, Measured, Sweep, held
+from onnxaudit.audit.benchmark.preparing import Prepared
+from onnxaudit.audit.benchmark.scoring import ENOUGH, counts_of, whole
 from onnxaudit.bundle import QueryBundle, SchemeEntry
 from onnxaudit.errors import UsageError
 from onnxaudit.report.model import DERIVED

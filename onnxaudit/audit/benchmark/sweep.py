@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from onnxaudit.answers import Access, Answers
+from onnxaudit.audit.benchmark.drawing import Crafted, combine, craft_draw
+from onnxaudit.audit.benchmark.measuring import Measured, Source, Sweep, forget, measure
+from onnxaudit.audit.benchmark.preparing import Prepared, combined_names, prepare
+from onnxaudit.audit.benchmark.remembering import digests_of, memory_name, recall
+from onnxaudit.audit.benchmark.results import BenchResult, results
 from onnxaudit.audit.calibrating import control_accuracy, refusal, with_models
 from onnxaudit.audit.crafting import CraftOptions
-from onnxaudit.audit.drawing import Crafted, combine, craft_draw
 from onnxaudit.audit.insights import Insights, insight_key, look_inside
-from onnxaudit.audit.measuring import Measured, Source, Sweep, forget, measure
-from onnxaudit.audit.preparing import Prepared, combined_names, prepare
 from onnxaudit.audit.progress import Progress
-from onnxaudit.audit.remembering import digests_of, memory_name, recall
-from onnxaudit.audit.results import BenchResult, results
 from onnxaudit.bundle import ModelEntry, QueryBundle
 from onnxaudit.engines import Engine, Lost, Work, open_engine
 from onnxaudit.errors import UsageError

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers, parse_access
-from onnxaudit.audit import gram
+from onnxaudit.audit.benchmark import gram
 from onnxaudit.audit.insights import Insights, insight_key, insights_of
 from onnxaudit.bundle import QueryBundle, SchemeEntry
 from onnxaudit.registry import open_graph
