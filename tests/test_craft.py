@@ -152,7 +152,7 @@ def test_akh_asks_errors_only_and_says_when_they_run_out(victim: Victim, data: D
 
 def test_controls_of_unlabelled_data_carry_the_victims_labels(victim: Victim, data: Data) -> None:
     bare = Data(data.x[:80], None, (), "")
-    queries, _ = draw_controls(victim, bare, 30, np.random.default_rng(0))
+    queries, labels = draw_controls(victim, bare, 30, np.random.default_rng(0))
     assert labels.tolist() == victim.answer(queries).argmax(1).tolist()
 
 
