@@ -271,7 +271,7 @@ def row(*cells: object) -> None:
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, queries: int) -> None:
     """Photographs, exports, opening."""
     table("step", "seconds", "CPU seconds", "peak MB", "")
     for name in ("imports", "photographs", "export", *(f"quantise-{kind}" for kind in EXPORTS), "opening"):
@@ -293,22 +293,25 @@ def make_bundles(folder: Path, queries: int) -> None:
         row(scheme, min(FEW, queries), done.figures)
 
 
-def grow(folder: Path, counts: Sequence[int]) -> None:
-    """The peak of memory against the number of queries."""
+def grow(folder: Path, queries: int) -> None:
+    """The peak of memory against the number of queries: twice and eight times as many."""
+    counts = (2 * queries, 8 * queries)
     table("scheme", *(f"{count} queries, peak MB" for count in counts), "MB a query")
     for scheme in GROWING:
         peaks = [craft(folder, "grown.oab", [scheme], count, 0).peak for count in counts]
         row(scheme, *(f"{peak:.0f}" for peak in peaks), f"{(peaks[-1] - peaks[0]) / (counts[-1] - counts[0]):.2f}")
 
 
-def judge(folder: Path) -> None:
+def judge(folder: Path, queries: int) -> None:
     """Every suspect checked with the main bundle, calibrated with the independent networks (the other one, for each of these)."""
     files = [f"{name}.onnx" for name in INDEPENDENT]
     run(
         [sys.executable, "-m", "onnxaudit", "calibrate", *files, "--bundle", "main.oab", "-o", "calibrated.oab", "--force"],
         folder,
     )
-    table("suspect", "open s", "ask s", "judge s", "peak MB", *DEFAULT, "easy controls", "finding", "p", "least p")
+    table(
+        "suspect", "open s", "ask s", "judge s", "CPU s in all", "peak MB", *DEFAULT, "easy controls", "finding", "p", "least p"
+    )
     for name in (*DERIVED, *INDEPENDENT):
         options = ["--bundle", "calibrated.oab"]
         if name in INDEPENDENT:  # not calibrated with itself
@@ -324,6 +327,7 @@ def judge(folder: Path) -> None:
         row(
             name,
             *(f"{seconds[lap]:.2f}" for lap in ("open", "ask", "detect")),
+            f"{done.cpu:.1f}",
             f"{done.peak:.0f}",
             *(f"{scores[scheme]:.3f}" for scheme in DEFAULT),
             "-" if agreement is None else f"{agreement:.0%} of {report['controls']['n']}",
@@ -332,7 +336,7 @@ def judge(folder: Path) -> None:
         )
 
 
-def score(folder: Path) -> None:
+def score(folder: Path, queries: int) -> None:
     """What each suspect scores by each of the other schemes."""
     found = {name: step(f"score-{name}", folder)[1] for name in (*DERIVED, *INDEPENDENT)}
     names = list(found[DERIVED[0]])
@@ -341,10 +345,14 @@ def score(folder: Path) -> None:
         row(suspect, *(f"{scores[name]:.3f}" if name in scores else "-" for name in names))
 
 
+PARTS = {"prepare": prepare, "craft": make_bundles, "grow": grow, "judge": judge, "score": score}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--only", choices=PARTS, help="one part again, in the folder of an earlier run")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     said = parser.parse_args()
     if said.step:
@@ -354,11 +362,9 @@ def main() -> None:
         folder = said.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
-        prepare(folder)
-        make_bundles(folder, said.queries)
-        grow(folder, (2 * said.queries, 8 * said.queries))
-        judge(folder)
-        score(folder)
+        for name, part in PARTS.items():
+            if said.only in (None, name):
+                part(folder, said.queries)
         print(f"\n{time.perf_counter() - started:.0f} s in all, on {os.cpu_count()} cores")
 
 
