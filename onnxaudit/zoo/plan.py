@@ -211,15 +211,22 @@ class _Reader:
             recipe = dataclasses.replace(victim, seed=self._seed(name))
         else:
             recipe = self.recipe(
-                {**trained, "arch": entry.get("arch", victim.arch), "images": entry.get("images")}, part, name, labels=labels
+                {**trained, "arch": entry.get("arch", victim.arch), "images": entry.get("images")},
+                part,
+                name,
+                labels=labels,
+                most=entry.get("rows"),
             )
         options = {key: value for key, value in entry.items() if key in METHODS[method]}
         return Planned(
             name, str(entry["kind"]), task, method, "" if labels else part, recipe, options, labels, least=entry.get("least", 0.0)
         )
 
-    def recipe(self, said: Mapping[str, Any], part: str, name: str, *, labels: str = "") -> Recipe:
-        """The training of one model: its architecture's values, overruled by its own. images: how many it sees in all."""
+    def recipe(self, said: Mapping[str, Any], part: str, name: str, *, labels: str = "", most: int | None = None) -> Recipe:
+        """The training of one model: its architecture's values, overruled by its own. images: how many it sees in all.
+
+        most: inputs that it is trained on.
+        """
         values = {**self.architectures.get(str(said.get("arch", "resnet")), {})}
         values |= {key: value for key, value in said.items() if value is not None}
         if "epochs" in said:
@@ -228,6 +235,7 @@ class _Reader:
         if images is not None:
             start, stop = self.data.parts.get(part, (0.0, 1.0))
             rows = 1500 if labels else max(1, round((stop - start) * self.left))
+            rows = min(rows, most or rows)
             values["epochs"] = max(1, round(self.scale.longer * images / rows))
         values["width"] = self.scale.wider * values.get("width", 1.0)
         values.setdefault("attack_steps", self.scale.attack_steps)
