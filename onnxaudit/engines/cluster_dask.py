@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import queue
+import signal
+import threading
 import time
 import uuid
 from collections import deque
@@ -28,13 +30,7 @@ def open_engine(function: Work, shared: Any, *, jobs: int | None, address: str |
     logging.getLogger("distributed").setLevel(
         logging.CRITICAL
     )  # it reports each lost worker in pages; the result says it in a line
-    cluster = None
-    if address is None:
-        # the configuration of Dask sets one thread for the linear algebra of each worker by itself
-        with dask.config.set(
-            {"distributed.scheduler.allowed-failures": 1, "distributed.admin.system-monitor.gil.enabled": False}
-        ):
-            cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, dashboard_address=None)
+    cluster = None if address is not None else _local(jobs)
     try:
         client = Client(cluster or address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -43,12 +39,31 @@ def open_engine(function: Work, shared: Any, *, jobs: int | None, address: str |
     return DaskEngine(function, shared, client, cluster)
 
 
+def _local(jobs: int | None) -> LocalCluster:
+    """A cluster of this machine; its configuration sets one thread for the linear algebra of each worker by itself."""
+    main = threading.current_thread() is threading.main_thread()
+    # what is started now leaves Ctrl-C, which reaches all of a terminal's processes, to the one that started it
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    try:
+        with dask.config.set({"distributed.scheduler.allowed-failures": 1}):
+            return LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, dashboard_address=None)
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
 class _Shared(WorkerPlugin):
     """Carries the function and what is shared to every worker once, also to those that join later or replace one that died."""
 
-    def __init__(self, name: str, function: Work, shared: Any) -> None:
+    def __init__(self, name: str, function: Work, shared: Any, *, quiet: bool) -> None:
         self.name = name
         self.state = (function, shared)
+        self._quiet = quiet
+
+    def setup(self, worker: object) -> None:  # noqa: ARG002
+        """In the worker: one of ours need not tell the terminal that its work was given up."""
+        if self._quiet:
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
 
 def _call(name: str, item: Any) -> Any:
@@ -75,7 +90,7 @@ class DaskEngine:
         self._count = 0
         self._done: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self._slots, self._asked = 1, -_FRESH
-        client.register_plugin(_Shared(self._name, function, shared))
+        client.register_plugin(_Shared(self._name, function, shared, quiet=cluster is not None))
 
     @property
     def slots(self) -> int:
