@@ -145,7 +145,7 @@ def our_setting(run: Ours) -> dict[str, str]:
         "negatives": f"{counts['negative']}, and {counts['sibling']} siblings apart; {facts['references']} references calibrate",
         "queries": ", ".join(map(str, facts["budgets"])),
         "metric": f"AUC, TPR@5%, ARUC, share of `derived`; {facts['seeds']} seeds",
-        "threshold": "all independent models of the label set",
+        "threshold": "all independent models of the label set, behind no server",
     }
 
 

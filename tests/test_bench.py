@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.benchmark import gram
-from onnxaudit.audit.benchmark.figures import ALL, INDEPENDENT, SIBLING, _tpr, contests, upper_bound
+from onnxaudit.audit.benchmark.figures import ALL, DEPLOYED, INDEPENDENT, SIBLING, _tpr, contests, upper_bound
 from onnxaudit.audit.benchmark.measuring import cut_to
 from onnxaudit.audit.benchmark.remembering import BATCH, Memory, digests_of, memory_name, recall
 from onnxaudit.audit.checking import CheckOptions, check
@@ -225,7 +225,7 @@ def test_who_is_told_from_whom() -> None:
         entry("positive", "same", deployed=jpeg),
         entry("positive", "transfer", labels="digits"),
         entry("negative"),
-        entry("negative", deployed=jpeg),
+        *(entry("negative", deployed=(f"jpeg:quality={quality}",)) for quality in (50, 40, 30)),
         entry("negative", labels="digits"),
         entry("sibling"),
         entry("reference"),
@@ -236,16 +236,17 @@ def test_who_is_told_from_whom() -> None:
         return {c.task: (np.flatnonzero(c.positives).tolist(), np.flatnonzero(c.negatives).tolist()) for c in found}
 
     assert sides() == {
-        "same": ([0], [3, 4]),
-        "behind jpeg:quality=50": ([1], [3, 4]),
+        "same": ([0], [3]),
+        "behind jpeg:quality=50": ([1], [3]),
         "behind jpeg:quality=50, both sides": ([1], [4]),
-        "transfer (digits)": ([2], [5]),
-        ALL: ([0, 1], [3, 4]),
-        INDEPENDENT: ([], [3, 4]),
-        SIBLING: ([0, 1], [6]),
+        "transfer (digits)": ([2], [7]),
+        ALL: ([0, 1], [3]),
+        INDEPENDENT: ([], [3]),
+        DEPLOYED: ([], [4, 5, 6]),
+        SIBLING: ([0, 1], [8]),
     }
-    assert sides(references=True)["same"] == ([0], [3, 4, 7])
-    assert sides(references=True)["transfer (digits)"] == ([2], [5])
+    assert sides(references=True)["same"] == ([0], [3, 9])
+    assert sides(references=True)["transfer (digits)"] == ([2], [7])
 
 
 def test_no_scheme_on_the_front_is_beaten_in_cost_and_gain() -> None:

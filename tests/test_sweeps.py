@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from onnxaudit.audit.benchmark import sweep
-from onnxaudit.audit.benchmark.figures import ALL, INDEPENDENT, SIBLING
+from onnxaudit.audit.benchmark.figures import ALL, DEPLOYED, INDEPENDENT, SIBLING
 from onnxaudit.audit.benchmark.preparing import expanded
 from onnxaudit.audit.checking import CheckOptions, check
 from onnxaudit.audit.crafting import CraftOptions
@@ -88,7 +88,7 @@ def test_a_sweep_keeps_figures_tables_and_plots(tabular: Path) -> None:
     assert (facts["budgets"], facts["seeds"], facts["accesses"]) == ([10, 20], 2, ["logits", "label"])
     assert facts["combined"] == ["ipguard-tl", "akh"]  # what auto is for vectors; random is measured beside it
     tasks = {row["task"] for row in found["rows"]}
-    assert tasks == {"noise", "behind round:digits=1", "behind round:digits=1, both sides", ALL, INDEPENDENT, SIBLING}
+    assert tasks == {"noise", "behind round:digits=1", "behind round:digits=1, both sides", ALL, INDEPENDENT, DEPLOYED, SIBLING}
     samplers = {cell["scheme"].split("+")[0] for cell in found["grid"]}
     assert samplers == {"negative", "boundary", "uniform"}
     assert {model["kind"] for model in found["models"]} == {"positive", "negative", "sibling", "reference"}
@@ -102,7 +102,7 @@ def test_a_sweep_keeps_figures_tables_and_plots(tabular: Path) -> None:
 
 def test_figures_are_means_over_seeds_of_the_scores_that_are_kept(tabular: Path) -> None:
     found = results(tabular / "first")
-    kinds = [model["kind"] for model in found["models"]]
+    kinds = ["" if model["deployed"] else model["kind"] for model in found["models"]]
     for item in found["scores"]:
         (row,) = (
             row

@@ -15,6 +15,9 @@ SCHEMA = "onnxaudit.bench/2"
 STANDARD = 100
 """The budget that tables and plots show if there is one: most papers'."""
 ALL, INDEPENDENT, SIBLING, COMBINED = "all", "independent", "sibling", "combined"
+DEPLOYED = f"{INDEPENDENT}, deployed"
+INNOCENT = (INDEPENDENT, DEPLOYED, SIBLING)
+"""Rows of innocents, which tell how many are accused."""
 SHOWN = 30
 """Compositions in results.md; results.json has all."""
 Results = Mapping[str, Any]
@@ -138,7 +141,7 @@ def findings(results: Results, budget: int, show: Show = _plain) -> list[tuple[s
     shown: list[tuple[str, ...]] = []
     for access in results["facts"]["accesses"]:
         for row in rows_of(results, scheme=COMBINED, budget=budget, access=access):
-            innocent = row["task"] in (INDEPENDENT, SIBLING)
+            innocent = row["task"] in INNOCENT
             shown.append(
                 (
                     row["task"],
@@ -260,7 +263,7 @@ def setting(results: Results) -> str:
 def by_task(results: Results, access: str, budget: int) -> tuple[list[str], list[list[str]]]:
     """Schemes by tasks: TPR@5%."""
     rows = rows_of(results, access=access)
-    tasks = [task for task in dict.fromkeys(row["task"] for row in rows) if task != INDEPENDENT]
+    tasks = [task for task in dict.fromkeys(row["task"] for row in rows) if task not in (INDEPENDENT, DEPLOYED)]
     shown = []
     for scheme in dict.fromkeys(row["scheme"] for row in rows):
         mine = [row for row in rows if row["scheme"] == scheme]
@@ -279,17 +282,19 @@ def _by_budget(results: Results, access: str) -> tuple[list[str], list[list[str]
 
 
 def finding_by_budget(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Share of derived models that are found, and innocents that are accused, by budget."""
+    """Share of derived models that are found, and innocents of every kind that are accused, by budget."""
+    combined = rows_of(results, scheme=COMBINED)
+    innocents = [task for task in dict.fromkeys(row["task"] for row in combined) if task in INNOCENT]
     shown = []
     for access in results["facts"]["accesses"]:
         for budget in results["facts"]["budgets"]:
-            rows = {row["task"]: row for row in rows_of(results, scheme=COMBINED, budget=budget, access=access)}
+            rows = {row["task"]: row for row in combined if (row["budget"], row["access"]) == (budget, access)}
             if ALL not in rows:
                 continue
-            accused = [f"{rows[task]['accused']} of {rows[task]['files']}" for task in (INDEPENDENT, SIBLING) if task in rows]
+            accused = [f"{rows[task]['accused']} of {rows[task]['files']}" if task in rows else "-" for task in innocents]
             found = with_deviation(rows[ALL]["derived"], rows[ALL]["derived_sd"])
-            shown.append([access, str(budget), found, with_deviation(*_pair(rows[ALL], "tpr_at_5")), *[*accused, "-"][:2]])
-    return ["access", "queries a scheme", "derived", "TPR@5%", "innocents accused", "siblings accused"], shown
+            shown.append([access, str(budget), found, with_deviation(*_pair(rows[ALL], "tpr_at_5")), *accused])
+    return ["access", "queries a scheme", "derived", "TPR@5%", *(f"accused: {task}" for task in innocents)], shown
 
 
 def costs(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

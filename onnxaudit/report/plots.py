@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from onnxaudit.evidence.metrics import roc
-from onnxaudit.report.benchmark import ALL, COMBINED, INDEPENDENT, SIBLING, rows_of, standard_budget
+from onnxaudit.report.benchmark import ALL, COMBINED, DEPLOYED, INDEPENDENT, SIBLING, rows_of, standard_budget
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, without yellow, which is too light for lines."""
@@ -135,7 +135,7 @@ def plot_scores(results: Results, access: str) -> Figure | None:
         innocents: list[float] = []
         for height, (task, members) in enumerate(groups.items()):
             values = scores[members][np.isfinite(scores[members])]
-            innocent = task in (INDEPENDENT, SIBLING, "reference")
+            innocent = task in (INDEPENDENT, DEPLOYED, SIBLING, "reference")
             offsets = spread.uniform(-0.22, 0.22, len(values)) if len(values) > 1 else np.zeros(len(values))
             colour, marker = (COLOURS[0], "o") if innocent else (COLOURS[1], "D")
             axes.plot(values, height + offsets, marker, color=colour, markersize=2.6, alpha=0.65, markeredgewidth=0)
@@ -252,19 +252,21 @@ def _seeds(results: Results, scheme: str, access: str, budget: int) -> list[NDAr
 
 
 def _sides(results: Results, scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scores of derived and of independent models of the victim's label set."""
+    """Scores of derived and of independent models of the victim's label set, the latter behind no server, as for figures."""
     kinds = np.array([model["kind"] if not model["labels"] else "" for model in results["models"]])
+    bare = np.array([not model["deployed"] for model in results["models"]])
     known = np.isfinite(scores)
-    return scores[known & (kinds == "positive")], scores[known & (kinds == "negative")]
+    return scores[known & (kinds == "positive")], scores[known & bare & (kinds == "negative")]
 
 
 def _groups(results: Results) -> dict[str, NDArray[np.intp]]:
     """Places of models by task: innocents first, then how they were derived, those behind servers and other label sets last."""
-    found: dict[str, list[int]] = {INDEPENDENT: [], SIBLING: [], "reference": []}
+    found: dict[str, list[int]] = {INDEPENDENT: [], DEPLOYED: [], SIBLING: [], "reference": []}
     order: list[tuple[int, str, int]] = []
     for place, model in enumerate(results["models"]):
         if model["kind"] != "positive":
-            name = INDEPENDENT if model["kind"] == "negative" else model["kind"]
+            independent = DEPLOYED if model["deployed"] else INDEPENDENT
+            name = independent if model["kind"] == "negative" else model["kind"]
             name = f"{name} ({model['labels']})" if model["labels"] else name
             order.append((0 if not model["labels"] else 3, name, place))
         elif model["labels"]:

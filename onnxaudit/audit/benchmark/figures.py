@@ -14,6 +14,7 @@ from onnxaudit.evidence.metrics import aruc, auc
 from onnxaudit.zoo.manifest import ZooEntry
 
 ALL, INDEPENDENT, SIBLING, COMBINED = "all", "independent", "sibling", "combined"
+DEPLOYED = f"{INDEPENDENT}, deployed"
 LIMIT = 0.05
 """The share of innocents that may be flagged where a true positive rate is read off."""
 
@@ -90,14 +91,18 @@ class Contest:
 def contests(zoo: Sequence[ZooEntry], *, references: bool = False) -> list[Contest]:
     """Tasks of a zoo. Models of different label sets are never compared; "all" and the innocents are those of the victim's.
 
-    A model behind a server counts for what its server does, not for how it was made: against all innocents, and, where there are
-    any, against innocents behind the same server. references: these count as negatives too.
+    A model behind a server counts for what its server does, not for how it was made: against the innocents, and, where there are
+    any, against innocents behind the same server. These are in no other contest: one file behind many servers would be many
+    innocents that hardly differ, and would lower the threshold that all models are measured by. They have a row of their own.
+    references: these count as negatives too.
     """
     kinds = np.array([entry.kind for entry in zoo])
     labels = np.array([entry.labels for entry in zoo])
     positive, sibling = kinds == "positive", kinds == "sibling"
     negative = (kinds == "negative") | (references & (kinds == "reference"))
     own = labels == ""
+    deployed = np.array([bool(entry.deployed) for entry in zoo])
+    innocent, nobody = negative & ~deployed, np.zeros(len(zoo), np.bool_)
     tasks: dict[tuple[str, str], Bools] = {}
     for place in np.flatnonzero(positive).tolist():
         entry = zoo[place]
@@ -106,13 +111,15 @@ def contests(zoo: Sequence[ZooEntry], *, references: bool = False) -> list[Conte
     found = []
     for (name, said), members in tasks.items():
         task = f"{name} ({said})" if said else name
-        found.append(Contest(task, members, negative & (labels == said)))
-        deployed = zoo[int(np.flatnonzero(members)[0])].deployed
-        alike = negative & (labels == said) & np.array([entry.deployed == deployed for entry in zoo])
-        if deployed and alike.any():
+        found.append(Contest(task, members, innocent & (labels == said)))
+        steps = zoo[int(np.flatnonzero(members)[0])].deployed
+        alike = negative & deployed & (labels == said) & np.array([entry.deployed == steps for entry in zoo])
+        if alike.any():
             found.append(Contest(f"{task}, both sides", members, alike))
-    found.append(Contest(ALL, positive & own, negative & own))
-    found.append(Contest(INDEPENDENT, np.zeros(len(zoo), np.bool_), negative & own))
+    found.append(Contest(ALL, positive & own, innocent & own))
+    found.append(Contest(INDEPENDENT, nobody, innocent & own))
+    if (negative & deployed & own).any():
+        found.append(Contest(DEPLOYED, nobody, negative & deployed & own))
     if sibling.any():
         found.append(Contest(SIBLING, positive & own, sibling & own))
     return found
