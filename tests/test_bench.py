@@ -243,6 +243,7 @@ def test_who_is_told_from_whom() -> None:
         ALL: ([0, 1], [3]),
         INDEPENDENT: ([], [3]),
         DEPLOYED: ([], [4, 5, 6]),
+        "independent (digits)": ([], [7]),
         SIBLING: ([0, 1], [8]),
     }
     assert sides(references=True)["same"] == ([0], [3, 9])

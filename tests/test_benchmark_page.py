@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -15,7 +16,7 @@ import pytest
 
 from onnxaudit.audit.benchmark.figures import COMBINED, Scored, contests, rows
 from onnxaudit.evidence.metrics import aruc, tpr_at_fpr
-from onnxaudit.report.benchmark import results_json
+from onnxaudit.report.benchmark import by_task, finding_by_budget, findings, results_json
 from onnxaudit.report.plots import draw_all
 from onnxaudit.zoo.manifest import ZooEntry
 from tests.test_qurd import SCHEMES, pooled, table
@@ -136,6 +137,31 @@ class Result:
             "craft_seconds": {"ipguard-tl": {"queries": 100, "seconds": 2.0}},
             "opening_seconds": 0.1, "query_seconds": 0.001, "judging_seconds": 0.01,
         }  # fmt: skip
+
+
+def test_an_innocent_of_another_label_set_can_be_seen_accused() -> None:
+    zoo = [
+        ZooEntry("0.onnx", "positive", "same"),
+        ZooEntry("1.onnx", "negative", "independent"),
+        ZooEntry("2.onnx", "negative", "independent-transfer", labels="digits"),
+        ZooEntry("3.onnx", "negative", "independent-transfer", labels="digits"),
+    ]
+    scores = np.array([0.9, 0.1, 0.8, 0.2])[None, None, None, :]
+    both, files = Scored(COMBINED, scores, [100.0]), [entry.file for entry in zoo]
+    found = [dataclasses.asdict(row) for row in rows(both, contests(zoo), ["logits"], [100], scores > 0.6, files, lambda n: n)]
+    results = {"rows": found, "facts": {"accesses": ["logits"], "budgets": [100]}}
+    shown = {line[0]: line[1:] for line in findings(results, 100)}
+    assert shown["independent"] == ("logits", "1", "-", "-", "-", "0", "98%")
+    assert shown["independent (digits)"] == ("logits", "2", "-", "-", "-", "1", "99%")
+    head, (line,) = finding_by_budget(results)
+    assert (
+        dict(zip(head, line, strict=True)).items()
+        >= {
+            "accused: independent": "0 of 1",
+            "accused: independent (digits)": "1 of 2",
+        }.items()
+    )
+    assert "independent (digits)" not in by_task(results, "logits", 100)[0]
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,6 @@ STANDARD = 100
 """The budget that tables and plots show if there is one: most papers'."""
 ALL, INDEPENDENT, SIBLING, COMBINED = "all", "independent", "sibling", "combined"
 DEPLOYED = f"{INDEPENDENT}, deployed"
-INNOCENT = (INDEPENDENT, DEPLOYED, SIBLING)
-"""Rows of innocents, which tell how many are accused."""
 SHOWN = 30
 """Compositions in results.md; results.json has all."""
 Results = Mapping[str, Any]
@@ -60,6 +58,11 @@ def standard_budget(results: Results) -> int:
     """The budget that tables and plots show: 100, or the one that is next to it."""
     budgets: list[int] = results["facts"]["budgets"]
     return min(budgets, key=lambda budget: (abs(budget - STANDARD), budget))
+
+
+def innocent(task: str) -> bool:
+    """Whether a row is one of innocents, of whatever label set, which tells how many are accused."""
+    return task.partition(" (")[0] in (INDEPENDENT, DEPLOYED, SIBLING)
 
 
 def rows_of(results: Results, **wanted: Any) -> list[dict[str, Any]]:
@@ -141,17 +144,17 @@ def findings(results: Results, budget: int, show: Show = _plain) -> list[tuple[s
     shown: list[tuple[str, ...]] = []
     for access in results["facts"]["accesses"]:
         for row in rows_of(results, scheme=COMBINED, budget=budget, access=access):
-            innocent = row["task"] in INNOCENT
+            honest = innocent(row["task"])
             shown.append(
                 (
                     row["task"],
                     access,
-                    str(row["files"] if innocent else row["positives"]),
+                    str(row["files"] if honest else row["positives"]),
                     show(row["auc"], row["auc_sd"]),
                     show(row["tpr_at_5"], row["tpr_at_5_sd"]),
-                    "-" if innocent or row["derived"] is None else f"{row['derived']:.0%}",
-                    f"{row['accused']}" if innocent else "-",
-                    f"{row['bound']:.0%}" if innocent and row["bound"] is not None else "-",
+                    "-" if honest or row["derived"] is None else f"{row['derived']:.0%}",
+                    f"{row['accused']}" if honest else "-",
+                    f"{row['bound']:.0%}" if honest and row["bound"] is not None else "-",
                 )
             )
     return shown
@@ -263,7 +266,7 @@ def setting(results: Results) -> str:
 def by_task(results: Results, access: str, budget: int) -> tuple[list[str], list[list[str]]]:
     """Schemes by tasks: TPR@5%."""
     rows = rows_of(results, access=access)
-    tasks = [task for task in dict.fromkeys(row["task"] for row in rows) if task not in (INDEPENDENT, DEPLOYED)]
+    tasks = [task for task in dict.fromkeys(row["task"] for row in rows) if task == SIBLING or not innocent(task)]
     shown = []
     for scheme in dict.fromkeys(row["scheme"] for row in rows):
         mine = [row for row in rows if row["scheme"] == scheme]
@@ -284,7 +287,7 @@ def _by_budget(results: Results, access: str) -> tuple[list[str], list[list[str]
 def finding_by_budget(results: Results) -> tuple[list[str], list[list[str]]]:
     """Share of derived models that are found, and innocents of every kind that are accused, by budget."""
     combined = rows_of(results, scheme=COMBINED)
-    innocents = [task for task in dict.fromkeys(row["task"] for row in combined) if task in INNOCENT]
+    innocents = [task for task in dict.fromkeys(row["task"] for row in combined) if innocent(task)]
     shown = []
     for access in results["facts"]["accesses"]:
         for budget in results["facts"]["budgets"]:

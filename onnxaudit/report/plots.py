@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from onnxaudit.evidence.metrics import roc
-from onnxaudit.report.benchmark import ALL, COMBINED, DEPLOYED, INDEPENDENT, SIBLING, rows_of, standard_budget
+from onnxaudit.report.benchmark import ALL, COMBINED, DEPLOYED, INDEPENDENT, SIBLING, innocent, rows_of, standard_budget
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, without yellow, which is too light for lines."""
@@ -135,9 +135,9 @@ def plot_scores(results: Results, access: str) -> Figure | None:
         innocents: list[float] = []
         for height, (task, members) in enumerate(groups.items()):
             values = scores[members][np.isfinite(scores[members])]
-            innocent = task in (INDEPENDENT, DEPLOYED, SIBLING, "reference")
+            honest = innocent(task) or task == "reference"
             offsets = spread.uniform(-0.22, 0.22, len(values)) if len(values) > 1 else np.zeros(len(values))
-            colour, marker = (COLOURS[0], "o") if innocent else (COLOURS[1], "D")
+            colour, marker = (COLOURS[0], "o") if honest else (COLOURS[1], "D")
             axes.plot(values, height + offsets, marker, color=colour, markersize=2.6, alpha=0.65, markeredgewidth=0)
             innocents += values.tolist() if task == INDEPENDENT else []
         if innocents:

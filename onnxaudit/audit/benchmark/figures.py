@@ -89,7 +89,8 @@ class Contest:
 
 
 def contests(zoo: Sequence[ZooEntry], *, references: bool = False) -> list[Contest]:
-    """Tasks of a zoo. Models of different label sets are never compared; "all" and the innocents are those of the victim's.
+    """Tasks of a zoo. Models of different label sets are never compared: "all" are those of the victim's, and innocents
+    of each have a row of their own, as any of them could be accused.
 
     A model behind a server counts for what its server does, not for how it was made: against the innocents, and, where there are
     any, against innocents behind the same server. These are in no other contest: one file behind many servers would be many
@@ -117,9 +118,10 @@ def contests(zoo: Sequence[ZooEntry], *, references: bool = False) -> list[Conte
         if alike.any():
             found.append(Contest(f"{task}, both sides", members, alike))
     found.append(Contest(ALL, positive & own, innocent & own))
-    found.append(Contest(INDEPENDENT, nobody, innocent & own))
-    if (negative & deployed & own).any():
-        found.append(Contest(DEPLOYED, nobody, negative & deployed & own))
+    for said in dict.fromkeys(["", *labels[negative].tolist()]):
+        for name, alike in ((INDEPENDENT, innocent & (labels == said)), (DEPLOYED, negative & deployed & (labels == said))):
+            if alike.any() or (name, said) == (INDEPENDENT, ""):
+                found.append(Contest(f"{name} ({said})" if said else name, nobody, alike))
     if sibling.any():
         found.append(Contest(SIBLING, positive & own, sibling & own))
     return found
