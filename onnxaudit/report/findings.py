@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from onnxaudit.decode import canonical
 from onnxaudit.errors import UsageError
@@ -108,7 +110,8 @@ class Findings:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[bytes] | None = None
+        self._file: RawIOBase | None = None
+        self._end = 0
 
     def lines(self) -> Iterator[tuple[int, Line]]:
         """Offset and value of every whole line. Raises UsageError for one that is not of a scan."""
@@ -145,11 +148,12 @@ class Findings:
         """Write one line, at once; its offset. Raises UsageError if the disk does not take it."""
         try:
             if self._file is None:
-                self._file = self.path.open("a+b")
-                self._file.seek(0, os.SEEK_END)
-            offset = self._file.tell()
-            self._file.write(line)
-            self._file.flush()
+                self._file = self.path.open("ab", buffering=0)
+                self._end = self.path.stat().st_size
+            offset = self._end
+            self._end += self._file.write(line) or 0
+            if self._end - offset < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise UsageError(f"{self.path} cannot be written: {error.strerror}", "What was written before is kept.") from None
         return offset
