@@ -23,7 +23,7 @@ from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.registry import deployed_as, deployment_steps, open_suspect
 from onnxaudit.suspect import InputSpec, Target
 from onnxaudit.zoo.manifest import load_zoo
-from onnxaudit.zoo.plan import SHIPPED, find_plan, load_plan
+from onnxaudit.zoo.recipe_file import SHIPPED, find_plan, load_plan
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 SMALL = """
@@ -65,7 +65,7 @@ arch = "mlp"
 [[model]]
 kind = "sibling"
 task = "sibling"
-like-victim = true
+like_victim = true
 [[deployed]]
 of = ["same"]
 steps = ["jpeg:quality=50", ["round:digits=1", "label"]]
@@ -184,7 +184,7 @@ def test_a_victim_of_ones_own_is_derived_from_in_every_way(tmp_path: Path, data:
     assert found["same"].accuracy is not None
     assert found["same"].accuracy > 0.85
     assert (tmp_path / "out/victim.pt").read_bytes() == (FIXTURES / "zoo/victim.pt").read_bytes()
-    (tmp_path / "zoo.toml").write_text('[data]\nqueries=200\ntest=200\n[[model]]\nkind="sibling"\nlike-victim=true\n')
+    (tmp_path / "zoo.toml").write_text('[data]\nqueries=200\ntest=200\n[[model]]\nkind="sibling"\nlike_victim=true\n')
     with pytest.raises(UsageError, match="nothing of this recipe"):
         build_zoo(ZooOptions(data, str(tmp_path / "zoo.toml"), tmp_path / "o", victim, jobs=1), Silent())
 
@@ -234,6 +234,18 @@ def test_shipped_plans_are_hard_and_whole(name: str) -> None:
         (("images = 600", "image = 600"), "image"),
         (('arch = "mlp"\nleast', 'arch = "mpl"\nleast'), "mpl"),
         (('[[model]]\nkind = "negative"', '[[model]]\nlabels = "digits"\nkind = "negative"'), "unknown label set 'digits'"),
+        (('kind = "negative"\npart = ["own", "attacker"]', 'kind = "positive"\npart = "own"'), "cannot make a positive"),
+        (('kind = "positive"\ntask = "extract"', 'kind = "negative"\ntask = "extract"'), "cannot make a negative"),
+        (('kind = "sibling"', 'kind = "reference"'), "trained as the victim"),
+        (("like_victim = true", "share = 0.5"), "no option 'share'"),
+        (("share = [0.2, 0.5]", "share = [0.2, 1.5]"), "share = 1.5 is out of range"),
+        (("share = [0.2, 0.5]", 'share = "most"'), "must be float"),
+        (("batch = 32", "batch = 0"), "batch = 0 is out of range"),
+        (("mlp = {", "mlp = 3 #"), "must be an object"),
+        (('[[model]]\nkind = "sibling"', '[model]\nkind = "sibling"'), "TOML|must be written"),
+        (("attacker = [0.5, 1.0] }", "attacker = [0.5, 1.0], test = [0.0, 1.0] }"), "cannot be called 'test'"),
+        (('name = "prune"', 'name = "../../prune"'), "letters, digits"),
+        (('steps = ["jpeg:quality=50",', "steps = [3,"), "no step of a server"),
     ],
 )  # fmt: skip
 def test_a_wrong_recipe_is_refused_before_anything_is_trained(
@@ -277,3 +289,31 @@ def test_networks_of_images_are_refused_for_vectors_before_anything_is_trained(t
     (tmp_path / "v.toml").write_text(SMALL.partition("[[deployed]]")[0].replace('method = "int8-dynamic"', 'method = "fp16"'))
     built = build_zoo(ZooOptions(tmp_path / "v.npz", str(tmp_path / "v.toml"), tmp_path / "out", jobs=1), Silent())
     assert {entry.name for entry in built.entries} >= {"same", "quantise", "sibling", "prune-share-0.5"}
+
+
+def test_recipes_that_are_each_others_base_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('base = "b.toml"')
+    (tmp_path / "b.toml").write_text('base = "a.toml"')
+    with pytest.raises(UsageError, match="each other's base"):
+        load_plan(tmp_path / "a.toml", 1000, 0)
+
+
+def test_a_victim_that_was_damaged_or_opened_otherwise_takes_its_models_with_it(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "zoo.toml").write_text(SMALL)
+    options = ZooOptions(data, str(tmp_path / "zoo.toml"), tmp_path / "out", jobs=1)
+    build_zoo(options, Silent())
+    (tmp_path / "out/victim.pt").write_bytes(b"")
+    assert build_zoo(options, Silent()).made == 0  # trained again to the same weights, and whole again
+    assert (tmp_path / "out/victim.pt").stat().st_size > 1000
+    of_own = [
+        ZooOptions(
+            data, str(tmp_path / "zoo.toml"), tmp_path / "own", CraftOptions(FIXTURES / "zoo/victim.pt", data, mean=mean), jobs=1
+        )
+        for mean in ((0.05,), (0.0,))
+    ]
+    wrong, right = (build_zoo(one, Silent()) for one in of_own)
+    assert right.made >= 5  # all that was derived under the wrong convention
+    accuracies = [next(entry.accuracy for entry in built.entries if entry.name == "same") for built in (wrong, right)]
+    assert accuracies[0] is not None
+    assert accuracies[1] is not None
+    assert accuracies[0] != accuracies[1]

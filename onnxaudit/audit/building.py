@@ -20,11 +20,13 @@ from onnxaudit.audit.progress import Progress
 from onnxaudit.craft.data import Data, load_data
 from onnxaudit.craft.readers import fitted
 from onnxaudit.craft.victim import Victim, choose_device
+from onnxaudit.decode import canonical
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
-from onnxaudit.zoo.making import Made, Shelf, Workshop, attempt, found, key_of, network, victim_logits
+from onnxaudit.zoo.making import MEASURED, Made, Shelf, Workshop, attempt, file_digest, found, key_of, network, victim_logits
 from onnxaudit.zoo.manifest import ZooEntry, write_zoo
-from onnxaudit.zoo.plan import CONVERSIONS, FROM_ANSWERS, FROM_WEIGHTS, Plan, Planned, find_plan, load_plan
+from onnxaudit.zoo.plan import CONVERSIONS, FROM_ANSWERS, FROM_WEIGHTS, Plan, Planned
+from onnxaudit.zoo.recipe_file import find_plan, load_plan
 from onnxaudit.zoo.saving import copy_of, save_differentiable, save_uint8_onnx
 
 INPUTS_PER_CLASS = 50
@@ -76,14 +78,14 @@ def build_zoo(options: ZooOptions, progress: Progress) -> Built:
     shelves |= {name: _shelve_other(options.output, name, source, data.shape) for name, source in plan.labels.items()}
     device = choose_device(options.device).type
     empty = Workshop(options.output, data.shape, shelves, "", None, device)
-    workshop, weights = _with_victim(options, plan, empty, data, progress)
+    workshop, weights, accuracy = _with_victim(options, plan, empty, data, progress)
     models, left_out = _possible(plan.models, workshop, weights=weights, own_victim=options.victim is None)
     _answer(models, workshop)
     x, y = shelves[""].take("queries")
     np.savez_compressed(options.output / "craft.npz", x=x, y=y, names=np.array(data.names, np.str_))
     jobs = options.jobs or (ON_A_GPU if device == "cuda" else os.cpu_count() or 1)
     made, fresh = _make_all(models, workshop, jobs, left_out, progress)
-    left_out |= _too_weak(models, made)
+    left_out |= _too_weak(models, made, accuracy)
     entries = tuple(_entry(planned, made[planned.name], workshop) for planned in models if planned.name not in left_out)
     if not entries:
         raise UsageError("none of the models could be made", "; ".join(sorted(set(left_out.values())))[:300])
@@ -103,14 +105,15 @@ def _checked(data: Data) -> int:
     return classes
 
 
-def _too_weak(models: Sequence[Planned], made: Mapping[str, Made]) -> dict[str, str]:
-    """Models that reach less of the victim's accuracy than they must: nobody would deploy them."""
-    victim = made["same"].accuracy if "same" in made else 0.0
-    return {
+def _too_weak(models: Sequence[Planned], made: Mapping[str, Made], victim: float) -> dict[str, str]:
+    """Models that reach less of the victim's accuracy than they must, which nobody would deploy; nor are they behind servers."""
+    weak = {
         planned.name: f"accuracy {made[planned.name].accuracy:.1%} is below {planned.least * victim:.1%}"
         for planned in models
         if planned.name in made and made[planned.name].accuracy < planned.least * victim
     }
+    behind = [planned for planned in models if planned.deployed and planned.parent in weak]
+    return weak | {planned.name: f"{planned.parent} is left out" for planned in behind}
 
 
 def _parts(plan: Plan, inputs: int) -> dict[str, tuple[int, int]]:
@@ -141,31 +144,37 @@ def _shelve_other(folder: Path, name: str, source: str, shape: tuple[int, ...]) 
     return _shelve(folder, name, data, {"test": (0, test), "train": (test, len(data))}, int(data.y.max()) + 1)
 
 
-def _with_victim(options: ZooOptions, plan: Plan, workshop: Workshop, data: Data, progress: Progress) -> tuple[Workshop, bool]:
-    """The workshop with the victim's files in it; whether its weights can be changed."""
+def _with_victim(
+    options: ZooOptions, plan: Plan, workshop: Workshop, data: Data, progress: Progress
+) -> tuple[Workshop, bool, float]:
+    """The workshop with the victim's files in it; whether its weights can be changed; its accuracy."""
     target = options.output / "victim.pt"
+    x, y = workshop.shelves[""].take("test", MEASURED)
     if options.victim is None:
-        return _train_victim(plan, workshop, target, progress), True
+        workshop = _train_victim(plan, workshop, target, progress)
+        return workshop, True, float((victim_logits(workshop, x).argmax(1) == y).mean())
     victim, notes = victim_of(options.victim, data)
     for note in notes:
         progress.note(note)
     if data.y is not None and data.y.max() >= victim.num_classes:
         raise UsageError(f"the data has label {data.y.max()}, the victim {victim.num_classes} classes", "Labels count from 0.")
     shelves = {**workshop.shelves, "": dataclasses.replace(workshop.shelves[""], classes=victim.num_classes)}
-    workshop = dataclasses.replace(workshop, victim=victim.sha256, shelves=shelves)
+    known_as = hashlib.sha256(canonical([victim.sha256, victim.spec, options.victim.model]).encode()).hexdigest()
+    workshop = dataclasses.replace(workshop, victim=known_as, shelves=shelves)
+    accuracy = float((_said(victim, x).argmax(1) == y).mean())
     if options.victim.victim.resolve() != target.resolve():
         shutil.copyfile(options.victim.victim, target)
     for part in plan.data.parts:
         np.save(workshop.work / f"logits-{part}.npy", _said(victim, workshop.shelves[""].take(part)[0]))
     portable = victim.portable()
     if portable is None:
-        return workshop, False
+        return workshop, False, accuracy
     (workshop.work / "victim.ts").write_bytes(portable)
     try:
         save_uint8_onnx(copy_of(portable, torch.device("cpu")), data.shape, workshop.work / "victim.onnx")
     except Exception as error:  # the exporter has errors of its own for every operator that ONNX lacks
         raise UsageError(f"the victim cannot be exported to ONNX: {str(error).strip().splitlines()[0]}") from None
-    return workshop, True
+    return workshop, True, accuracy
 
 
 def _said(victim: Victim, images: Queries) -> NDArray[np.float32]:
@@ -174,23 +183,35 @@ def _said(victim: Victim, images: Queries) -> NDArray[np.float32]:
 
 
 def _train_victim(plan: Plan, workshop: Workshop, target: Path, progress: Progress) -> Workshop:
-    """Train the plan's victim, unless it is there, and save it as weights, TorchScript and ONNX."""
+    """Train the plan's victim, unless it is there and whole, and save it as weights, TorchScript and ONNX.
+
+    What is derived from it is known by its weights, not by its recipe: another machine may train it a little differently.
+    """
     planned = Planned("victim", "positive", "victim", "train", "own", plan.victim)
-    key = key_of(planned, workshop)
-    workshop = dataclasses.replace(workshop, victim=key, recipe=plan.victim)
     facts = workshop.work / "victim.json"
     files = [workshop.work / "victim.weights", workshop.work / "victim.onnx", target]
-    if facts.is_file() and json.loads(facts.read_text()) == {"key": key} and all(file.is_file() for file in files):
-        return workshop
-    facts.unlink(missing_ok=True)
-    done = progress.task("training the victim", 1)
-    model = network(planned, workshop).cpu()
-    torch.save(model.state_dict(), files[0])
-    save_uint8_onnx(model, workshop.shape, files[1])
-    save_differentiable(model, workshop.shape, target)
-    facts.write_text(json.dumps({"key": key}))
-    done(1)
-    return workshop
+    made_of = {"key": key_of(planned, workshop)}
+    if not _is_whole(facts, made_of, files):
+        facts.unlink(missing_ok=True)
+        done = progress.task("training the victim", 1)
+        torch.set_num_threads(1)  # as all other models are trained: sums of several threads come out differently
+        model = network(planned, workshop).cpu()
+        torch.save(model.state_dict(), files[0])
+        save_uint8_onnx(model, workshop.shape, files[1])
+        save_differentiable(model, workshop.shape, target)
+        facts.write_text(canonical({**made_of, "files": {file.name: file_digest(file) for file in files}}))
+        done(1)
+    weights = torch.load(files[0], weights_only=True)
+    known_as = hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()
+    return dataclasses.replace(workshop, victim=known_as, recipe=plan.victim)
+
+
+def _is_whole(facts: Path, made_of: Mapping[str, str], files: Sequence[Path]) -> bool:
+    """Whether a victim of this key is there, and its files are as they were written."""
+    try:
+        return bool(json.loads(facts.read_text()) == {**made_of, "files": {file.name: file_digest(file) for file in files}})
+    except (OSError, ValueError):
+        return False
 
 
 def _possible(

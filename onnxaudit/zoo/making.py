@@ -111,7 +111,7 @@ def found(workshop: Workshop, key: str) -> Made | None:
     for facts in sorted((workshop.folder / "models").glob(f"*-{key}.json")):
         try:
             made = decode(Made, json.loads(facts.read_text(encoding="utf-8")), facts.name)
-            if _digest(workshop.folder / made.file) == made.sha256:
+            if file_digest(workshop.folder / made.file) == made.sha256:
                 return made
         except (OSError, ValueError, OnnxauditError):  # half written or damaged: it is made again
             continue
@@ -119,11 +119,13 @@ def found(workshop: Workshop, key: str) -> Made | None:
 
 
 def attempt(planned: Planned, key: str, parent: str | None, workshop: Workshop) -> Made | str:
-    """As ``make``; in words why it cannot be made from this victim, or answers nonsense, where that is so."""
+    """As ``make``; in words why not, where it cannot be made from this victim, answers nonsense, or is too large for memory."""
     try:
         return make(planned, key, parent, workshop)
     except OnnxauditError as error:
         return error.what
+    except Exception as error:  # the exporter and the device have errors of their own; one model must not end the others
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
 
 
 def make(planned: Planned, key: str, parent: str | None, workshop: Workshop) -> Made:
@@ -136,7 +138,7 @@ def make(planned: Planned, key: str, parent: str | None, workshop: Workshop) -> 
         _write(planned, workshop, path)
     accuracy = _accuracy(planned, workshop, path)
     took = round(time.perf_counter() - started, 2), round(time.process_time() - worked, 2)
-    made = Made(key, file, _digest(path), accuracy, *took)
+    made = Made(key, file, file_digest(path), accuracy, *took)
     facts = workshop.folder / "models" / f"{planned.name}-{key}.json"
     temporary = facts.with_suffix(".json.tmp")
     temporary.write_text(canonical(made), encoding="utf-8")
@@ -226,5 +228,6 @@ def _accuracy(planned: Planned, workshop: Workshop, path: Path) -> float:
     return float(np.concatenate(right).mean())
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """The sha256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
