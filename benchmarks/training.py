@@ -2,8 +2,8 @@
 
     python benchmarks/training.py
 
-One thread, CPU seconds, so that a busy machine tells about the same. Prints one line a network: milliseconds a batch of 128 of the
-fixtures' images, and the ratio.
+One thread, CPU seconds, so that a busy machine tells about the same. Prints one line a network: milliseconds a batch of 128
+images of the fixtures, and the ratio.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,12 @@ def test_a_zoo_that_lacks_a_kind_is_refused(kind: str, tmp_path: Path) -> None:
     options = BenchOptions(expanded(["akh"], CRAFTING), (20,), ("logits",), 1, tmp_path, tmp_path / "cache", jobs=1)
     with pytest.raises(UsageError, match=f"the zoo has no {kind}s"):
         bench(CRAFTING, some, options, Silent())
+
+
+def test_a_model_does_not_help_to_make_the_queries_that_it_is_judged_by(tmp_path: Path) -> None:
+    of = {kind: next(entry.file for entry in ZOO if entry.kind == kind) for kind in ("reference", "positive")}
+    for name, kind in (("innocent.onnx", "reference"), ("renamed.onnx", "positive")):
+        shutil.copyfile(of[kind], tmp_path / name)
+    options = BenchOptions(expanded(["akh"], CRAFTING), (20,), ("logits",), 1, tmp_path, tmp_path / "cache", jobs=1)
+    with pytest.raises(UsageError, match=r"are judged by them: \S*renamed.onnx is \S*\w+.onnx$"):
+        bench(dataclasses.replace(CRAFTING, surrogates=tmp_path), ZOO, options, Silent())

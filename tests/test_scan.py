@@ -177,14 +177,17 @@ def test_a_rerun_asks_what_is_new_or_changed_and_nothing_else(
     old = {name: timeless(line) for name, line in by_source(output).items()}
     summary = scanned(folder, output, many)
     found = by_source(output)
-    assert (summary.reused, summary.tests, len(found)) == (3, 5, 5)
+    assert (summary.reused, summary.tests, summary.left) == (3, 6, 1)  # what was there before it changed stays a test
+    assert len(lines_of(output)) == 6
     assert found["moved.onnx"]["seconds"] == json.loads(before.splitlines()[0])["seconds"]
     assert found["moved.onnx"]["scan"]["content"] == old["derived-0.onnx"]["scan"]["content"]
-    assert found["independent-0.onnx"]["suspect"]["sha256"] != old["independent-0.onnx"]["suspect"]["sha256"]
-    assert found["moved.onnx"]["p_adjusted"] == pytest.approx(5 / 240)  # all lines are adjusted for the tests there are now
+    of_name = [line for line in lines_of(output) if line["suspect"]["source"].endswith("independent-0.onnx")]
+    assert [line["scan"]["listed"] for line in of_name] == [True, False]
+    assert of_name[1]["suspect"]["sha256"] == old["independent-0.onnx"]["suspect"]["sha256"] != of_name[0]["suspect"]["sha256"]
+    assert found["moved.onnx"]["p_adjusted"] == pytest.approx(6 / 240)  # all lines are adjusted for the tests there are now
     again = scanned(folder, output, many, options=dataclasses.replace(ONE, access="label"))
-    assert again.reused == 0
-    assert {line["suspect"]["access"] for line in lines_of(output)} == {"label"}
+    assert (again.reused, again.tests, again.left) == (0, 11, 6)
+    assert {line["suspect"]["access"] for line in lines_of(output) if line["scan"]["listed"]} == {"label"}
 
 
 def test_what_was_tested_once_stays_a_test(tmp_path: Path, bundles: dict[str, tuple[Path, QueryBundle]]) -> None:
@@ -200,6 +203,30 @@ def test_what_was_tested_once_stays_a_test(tmp_path: Path, bundles: dict[str, tu
     assert [line["scan"]["listed"] for line in lines] == [True, False, False]
     assert lines[0]["finding"] == "inconclusive"
     assert "one of 3 tests" in lines[0]["reasons"][0]
+
+
+def test_another_file_under_the_same_name_is_another_test(tmp_path: Path, bundles: dict[str, tuple[Path, QueryBundle]]) -> None:
+    """Else whoever tries one after another has the first that looks near called derived."""
+    few, output, file = bundles["few"][1], tmp_path / "f.jsonl", tmp_path / "suspect.onnx"
+    for tests, weights in enumerate((weights_of(500), weights_of(501), near(0)), 1):
+        save_suspect(file, weights)
+        summary = scan([str(file)], [few], output, ONE, Silent())
+        assert (summary.tests, summary.left, len(lines_of(output))) == (tests, tests - 1, tests)
+    line = lines_of(output)[0]
+    assert (line["finding"], line["p_value"], line["p_adjusted"]) == ("inconclusive", 0.05, pytest.approx(0.15))
+    save_suspect(file, weights_of(500))  # the first again: known, and no test more
+    assert (scan([str(file)], [few], output, ONE, Silent()).tests, summary.exit_code) == (3, 11)
+
+
+def test_another_way_of_asking_is_another_test(tmp_path: Path, bundles: dict[str, tuple[Path, QueryBundle]]) -> None:
+    few, output, notes = bundles["few"][1], tmp_path / "f.jsonl", Silent()
+    file = str(save_suspect(tmp_path / "suspect.onnx", near(0)))
+    assert scan([file], [few], output, ONE, Silent()).exit_code == 10
+    for tests, access in enumerate(("probs", "topk:2"), 2):
+        summary = scan([file], [few], output, dataclasses.replace(ONE, access=access), notes)
+        assert (summary.tests, summary.left, summary.exit_code) == (tests, tests - 1, 11)
+        assert notes.notes[-1].startswith(f"{tests} tests: with alpha 0.05")
+    assert {line["finding"] for line in lines_of(output)} == {"inconclusive"}
 
 
 @pytest.mark.parametrize(

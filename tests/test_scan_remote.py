@@ -153,21 +153,22 @@ def test_scanning_urls_is_scanning_their_files(tmp_path: Path, bundle: QueryBund
         assert {name: far[name] for name in kept} == {name: near_line[name] for name in kept}
     save_suspect(tmp_path / "m/independent-0.onnx", weights_of(99))  # changed: fetched, found to be other, asked
     again = scan(sources, [bundle], there, ONE, Silent())
-    assert again.reused == 2
-    assert len(lines_of(there)) == 5
+    assert (again.reused, again.left) == (2, 1)
+    assert len(lines_of(there)) == 6
 
 
 def test_weights_in_other_files_are_part_of_a_suspect(tmp_path: Path, bundle: QueryBundle) -> None:
     """A changed weights file is another suspect; of a URL, one file is fetched, and its line says what is missing."""
     model = onnx.load(str(save_suspect(tmp_path / "plain.onnx", near(1))))
     (tmp_path / "m").mkdir()
-    for seed in (1, 1, 2):
+    for earlier, seed in enumerate((1, 1, 2)):  # each has another w.bin, for it is appended to
         model.graph.initializer[0].raw_data = near(seed).tobytes()
         path = tmp_path / "m/model.onnx"
         onnx.save(model, str(path), save_as_external_data=True, location="w.bin", size_threshold=0)
         model = onnx.load(str(path))
         summary = scan([str(path)], [bundle], tmp_path / "f.jsonl", ONE, Silent())
-        (line,) = lines_of(tmp_path / "f.jsonl")
+        line = lines_of(tmp_path / "f.jsonl")[0]
+        assert summary.left == earlier
         assert line["status"] == "complete", line["error"]
         assert line["scan"]["content"] != line["suspect"]["sha256"]
         assert "external:w.bin" in line["suspect"]["runtime"]
@@ -243,6 +244,19 @@ def test_a_host_is_asked_one_suspect_at_a_time(tmp_path: Path, bundle: QueryBund
     assert len(list(kept.iterdir())) == 8
     for file in [output, *kept.iterdir()]:
         assert b"secret-word" not in file.read_bytes()
+
+
+def test_endpoints_that_differ_in_what_is_not_shown_are_tests_of_their_own(tmp_path: Path, bundle: QueryBundle) -> None:
+    """Queries of a URL may be secret and are not written; that must not make many suspects one."""
+    host, output = Host({"a": near(1)}), tmp_path / "f.jsonl"
+    options = ScanOptions(jobs=1, http={"timeout": 5.0, "dialect": "v2"})
+    with served(host.script) as base:
+        urls = [f"{base}/v2/models/a?tenant={i}" for i in range(4)]
+        assert scan(urls, [bundle], output, options, Silent()).tests == 4
+        assert {line["suspect"]["source"] for line in lines_of(output)} == {f"{base}/v2/models/a"}
+        summary = scan(urls[-1:], [bundle], output, options, Silent())
+    assert (summary.tests, summary.reused, summary.left) == (4, 1, 3)
+    assert {line["p_adjusted"] for line in lines_of(output)} == {4 / 120}
 
 
 def test_the_rate_holds_across_the_suspects_of_a_host(tmp_path: Path, bundle: QueryBundle) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from onnxaudit.bundle import QueryBundle
@@ -16,8 +17,12 @@ from onnxaudit.report.scanned import Summary
 class Record:
     """The lines of one scan. It holds where each line is, not what it says: some 300 bytes a suspect.
 
+    A test is a content, a bundle and settings, whatever the suspect's name; one that was made stays a test. So a file that was
+    replaced under its name is one test more, and so is one that is asked again in another way, or by another version.
+
     sources: each once. settings: a digest of how suspects are asked; lines of others are not used again. tests: how many there
-    are at most, known before the first suspect is asked, so that what is written meanwhile holds.
+    are at most, known before the first suspect is asked, so that what is written meanwhile holds: which earlier tests are the
+    same as those of now is known only when all are told. expected: how many there are if no name has got another content.
     """
 
     def __init__(self, findings: Findings, sources: Sequence[str], bundles: Sequence[QueryBundle], settings: str) -> None:
@@ -26,11 +31,10 @@ class Record:
         self.references = {bundle.id: len(bundle.manifest.of_role("reference")) for bundle in bundles}
         self.settings = settings
         self.total = len(sources) * len(bundles)
-        self.tests = self.total
+        self.tests = self.expected = self.total
         self.done = self.reused = 0
         self.remembered: dict[str, str] = {}
         self._findings = findings
-        self._listed = {shown_url(source) for source in sources}
         self._places = array("q", [-1]) * self.total
         self._known: dict[bytes, int] = {}
 
@@ -40,32 +44,47 @@ class Record:
 
         remembered: content by URL of files that were fetched then.
         """
-        left = sum(1 for _, line in self._findings.lines() if line["status"] == "complete" and not self._is_listed(line))
-        self.tests = self.total + left
+        self._count_tests()
         self._findings.rewrite(self._kept())
         for offset, line in self._findings.lines():
             content, source = line["scan"]["content"], line["suspect"]["source"]
             if line["scan"]["settings"] == self.settings and content:
-                self._known.setdefault(_key(content, line["bundle"]["id"]), offset)
+                self._known.setdefault(_key_of(line), offset)
                 if "://" in source:
                     self.remembered[source] = content
 
-    def _is_listed(self, line: Line) -> bool:
-        return line["suspect"]["source"] in self._listed and line["bundle"]["id"] in self.bundles
+    def _count_tests(self) -> None:
+        names = Counter((shown_url(source), bundle) for source in self.sources for bundle in self.bundles)
+        earlier: set[bytes] = set()
+        for line in self._complete():
+            if (key := _key_of(line)) in earlier:
+                continue
+            earlier.add(key)
+            name = (line["suspect"]["source"], line["bundle"]["id"])
+            if line["scan"]["settings"] == self.settings and names[name]:
+                names[name] -= 1
+            else:
+                self.expected += 1
+        self.tests = self.total + len(earlier)
+
+    def _complete(self) -> Iterator[Line]:
+        return (line for _, line in self._findings.lines() if line["status"] == "complete")
 
     def _kept(self) -> Iterator[Line]:
-        """Lines that may be used again, and those of suspects that are not listed now: they were tests as well."""
-        for _, line in self._findings.lines():
-            if line["status"] == "complete" and (line["scan"]["settings"] == self.settings or not self._is_listed(line)):
-                yield adjust(line, bonferroni(line["p_value"], self.tests), self.tests, BONFERRONI)
+        """What was a test once: to be used again, or to be counted."""
+        for line in self._complete():
+            yield adjust(line, bonferroni(line["p_value"], self.tests), self.tests, BONFERRONI)
 
     def knows(self, content: str, bundle: int) -> bool:
         """Whether there is a line of this content and bundle, by number."""
-        return _key(content, self.bundles[bundle]) in self._known
+        return self._key(content, bundle) in self._known
+
+    def _key(self, content: str, bundle: int) -> bytes:
+        return _key(content, self.bundles[bundle], self.settings)
 
     def reuse(self, source: int, bundle: int, content: str) -> bool:
         """Let the known line of this content be the source's; False if there is none. Numbers of source and bundle."""
-        offset = self._known.get(_key(content, self.bundles[bundle]))
+        offset = self._known.get(self._key(content, bundle))
         if offset is None:
             return False
         line, name = self._findings.at(offset), shown_url(self.sources[source])
@@ -79,7 +98,7 @@ class Record:
         """Append the line of a suspect that was asked, or could not be."""
         offset = self._findings.append(line)
         if content is not None:
-            self._known[_key(content, self.bundles[bundle])] = offset
+            self._known[self._key(content, bundle)] = offset
         self._place(source, bundle, offset)
 
     def _place(self, source: int, bundle: int, offset: int) -> None:
@@ -89,7 +108,8 @@ class Record:
     def finish(self, summary: Summary) -> Summary:
         """Rewrite the lines, in the order of the sources, with what holds now that all p-values are known; sum them up.
 
-        Copies of one file are one test. What fails is one as well: whether it can be asked next time must not matter.
+        Copies of one file are one test. What was tested before and is none of the tests of now is one more. What fails is one as
+        well: whether it can be asked next time must not matter.
         """
         p_values: dict[bytes, float] = {}
         failed = 0
@@ -101,7 +121,7 @@ class Record:
                 p_values[_key_of(line)] = 1.0 if line["p_value"] is None else line["p_value"]
         left = array("q")
         for offset, line in self._findings.lines():
-            if line["status"] == "complete" and not self._is_listed(line) and _key_of(line) not in p_values:
+            if line["status"] == "complete" and _key_of(line) not in p_values:
                 p_values[_key_of(line)] = 1.0 if line["p_value"] is None else line["p_value"]
                 left.append(offset)
         adjusted = dict(zip(p_values, holm([*p_values.values(), *[1.0] * failed]), strict=False))
@@ -120,9 +140,9 @@ class Record:
         return summary
 
 
-def _key(content: str, bundle: str) -> bytes:
-    return hashlib.blake2b(f"{content} {bundle}".encode(), digest_size=16).digest()
+def _key(content: str, bundle: str, settings: str) -> bytes:
+    return hashlib.blake2b(f"{content} {bundle} {settings}".encode(), digest_size=16).digest()
 
 
 def _key_of(line: Line) -> bytes:
-    return _key(line["scan"]["content"], line["bundle"]["id"])
+    return _key(line["scan"]["content"], line["bundle"]["id"], line["scan"]["settings"])

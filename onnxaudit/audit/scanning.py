@@ -110,10 +110,10 @@ def _common_alpha(bundles: Sequence[QueryBundle], alpha: float | None) -> float:
 
 
 def _say_what_is_needed(record: Record, alpha: float, progress: Progress) -> None:
-    needed, fewest = references_needed(record.tests, alpha), min(record.references.values())
-    if fewest < needed and record.tests > 1:
+    needed, fewest = references_needed(record.expected, alpha), min(record.references.values())
+    if fewest < needed and record.expected > 1:
         progress.note(
-            f"{record.tests} tests: with alpha {alpha:g} even the closest suspect can be called derived only with {needed} "
+            f"{record.expected} tests: with alpha {alpha:g} even the closest suspect can be called derived only with {needed} "
             f"references or more; a bundle here has {fewest}"
         )
 

@@ -22,7 +22,7 @@ HEAD = ("suspect", "bundle", "finding", "p", "p adjusted", "score")
 
 @dataclass(slots=True)
 class Summary:
-    """Counts of lines by finding, and the few worth naming. derived: all of them. left: lines of suspects no longer listed."""
+    """Counts of lines by finding, and the few worth naming. derived: all of them. left: lines of earlier tests."""
 
     suspects: int
     bundles: tuple[dict[str, Any], ...]
@@ -99,7 +99,7 @@ def summary_text(summary: Summary, *, colour: bool = False) -> str:
         table(("finding", "lines"), counts, "  "),
     ]
     if summary.left:
-        lines.append(f"  {_many(summary.left, 'line')} of suspects that are not listed any more: kept, and counted as tests")
+        lines.append(f"  {_many(summary.left, 'earlier test')} of other suspects, contents or settings: kept, and counted")
     needed = references_needed(summary.tests, summary.alpha)
     if any(bundle["references"] < needed for bundle in summary.bundles):
         has = ", ".join(f"{bundle['id'][:8]} has {bundle['references']}" for bundle in summary.bundles)

@@ -175,7 +175,13 @@ def _peers(files: Sequence[Path], victim: Victim, options: CraftOptions) -> list
 
 def digests_of_files(crafting: Crafting) -> list[str]:
     """What the models that help are, by content."""
-    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in (*crafting.surrogates, *crafting.training)]
+    return [digest_of_file(file) for file in (*crafting.surrogates, *crafting.training)]
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of what is in a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _kept(path: Path) -> Crafted | None:

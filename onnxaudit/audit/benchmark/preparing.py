@@ -10,7 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from onnxaudit import __version__
-from onnxaudit.audit.benchmark.drawing import Crafting, Draw, digests_of_files, named
+from onnxaudit.audit.benchmark.drawing import Crafting, Draw, digest_of_file, digests_of_files, named
+from onnxaudit.audit.calibrating import model_files
 from onnxaudit.audit.crafting import CraftOptions, available, divided, victim_of
 from onnxaudit.audit.pools import Pools, gather
 from onnxaudit.audit.progress import Progress, Silent
@@ -23,6 +24,7 @@ from onnxaudit.schemes.compositions import compositions, parameters_of, schemes
 from onnxaudit.schemes.detectors import DETECTORS
 from onnxaudit.schemes.representations import REPRESENTATIONS
 from onnxaudit.schemes.samplers import SAMPLERS, Need
+from onnxaudit.zoo.manifest import ZooEntry
 
 USUAL = 400
 """The largest budget of a scheme that is not part of ``auto``, unless it is asked for by name."""
@@ -100,6 +102,22 @@ def prepare(
     return Prepared(
         crafting, listed, victim.num_classes, victim.sha256, victim.device.type, left_out, capped, (*notes, *pools.notes)
     )
+
+
+def check_apart(options: CraftOptions, suspects: Sequence[ZooEntry]) -> None:
+    """Raise UsageError if a model that may help to make queries is judged by them, under whatever name."""
+    given = [
+        *(model_files(options.surrogates, "derived from the victim") if options.surrogates else ()),
+        *options.reference_files,
+    ]
+    helping = {digest_of_file(file): file for file in reversed(given)}
+    judged = {digest_of_file(Path(file)): file for file in dict.fromkeys(entry.file for entry in suspects)}
+    both = [f"{file} is {judged[digest]}" for digest, file in helping.items() if digest in judged]
+    if both:
+        more = f", and {len(both) - 1} more" if len(both) > 1 else ""
+        raise UsageError(
+            f"models that help to make queries are judged by them: {both[-1]}{more}", "Give surrogates that are not in the zoo."
+        )
 
 
 def expanded(texts: Sequence[str], options: CraftOptions) -> tuple[Scheme, ...]:

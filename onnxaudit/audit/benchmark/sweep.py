@@ -13,7 +13,7 @@ from typing import Any, Self
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.benchmark.drawing import Crafted, combine, craft_draw
 from onnxaudit.audit.benchmark.measuring import Measured, Source, Sweep, forget, measure
-from onnxaudit.audit.benchmark.preparing import Prepared, combined_names, prepare
+from onnxaudit.audit.benchmark.preparing import Prepared, check_apart, combined_names, prepare
 from onnxaudit.audit.benchmark.remembering import digests_of, memory_name, recall
 from onnxaudit.audit.benchmark.results import BenchResult, results
 from onnxaudit.audit.calibrating import control_accuracy, refusal, with_models
@@ -56,12 +56,14 @@ class BenchOptions:
 def bench(crafting: CraftOptions, zoo: Sequence[ZooEntry], options: BenchOptions, progress: Progress) -> BenchResult:
     """Craft every sampler's queries for every seed, ask every model each query once, and compare.
 
-    Raises UsageError if the zoo lacks a kind, or a chosen scheme cannot be crafted.
+    Raises UsageError if the zoo lacks a kind, a model that helps is judged too, or a chosen scheme cannot be crafted.
     """
     # a worker may run in another folder
     options = dataclasses.replace(options, output=options.output.resolve(), cache=options.cache.resolve())
     of = by_kind([dataclasses.replace(entry, file=str(Path(entry.file).resolve())) for entry in zoo])
     crafting = dataclasses.replace(crafting, reference_files=[Path(entry.file) for entry in of["reference"]])
+    suspects = [*of["positive"], *of["negative"], *of["sibling"]]
+    check_apart(crafting, suspects)
     prepared = prepare(
         crafting,
         options.chosen,
@@ -76,7 +78,6 @@ def bench(crafting: CraftOptions, zoo: Sequence[ZooEntry], options: BenchOptions
     names = combined_names(options.chosen, crafting)
     bundles = [combine(prepared.crafting, prepared.draws, names, crafting.seed + place) for place in range(options.seeds)]
     sweep = _sweep(prepared, crafted, bundles, options, crafting.device)
-    suspects = [*of["positive"], *of["negative"], *of["sibling"]]
     with _workers(measure, sweep, len(suspects), options) as workers:
         references = _ask(workers, of["reference"], progress, "asking references")
         usable = _screened(bundles[0], sweep, of["reference"], references, progress)
