@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from onnxaudit.bundle import QueryBundle
+from onnxaudit.decode import canonical
 from onnxaudit.evidence.multiple import holm
 from onnxaudit.fetching import shown_url
 from onnxaudit.report.findings import BONFERRONI, HOLM, Findings, Line, adjust, bonferroni, dumped
@@ -20,16 +21,20 @@ class Record:
     A test is a content, a bundle and settings, whatever the suspect's name; one that was made stays a test. So a file that was
     replaced under its name is one test more, and so is one that is asked again in another way, or by another version.
 
-    sources: each once. settings: a digest of how suspects are asked; lines of others are not used again. tests: how many there
-    are at most, known before the first suspect is asked, so that what is written meanwhile holds: which earlier tests are the
-    same as those of now is known only when all are told. expected: how many there are if no name has got another content.
+    sources: each once. settings: a digest of how suspects are asked; lines of others are not used again. alpha: the error rate
+    of all lines together, also of those that were judged at a greater one. tests: how many there are at most, known before the
+    first suspect is asked, so that what is written meanwhile holds: which earlier tests are the same as those of now is known
+    only when all are told. expected: how many there are if no name has got another content.
     """
 
-    def __init__(self, findings: Findings, sources: Sequence[str], bundles: Sequence[QueryBundle], settings: str) -> None:
+    def __init__(
+        self, findings: Findings, sources: Sequence[str], bundles: Sequence[QueryBundle], settings: str, alpha: float
+    ) -> None:
         self.sources = sources
         self.bundles = [bundle.id for bundle in bundles]
         self.references = {bundle.id: len(bundle.manifest.of_role("reference")) for bundle in bundles}
         self.settings = settings
+        self.alpha = alpha
         self.total = len(sources) * len(bundles)
         self.tests = self.expected = self.total
         self.done = self.reused = 0
@@ -73,7 +78,7 @@ class Record:
     def _kept(self) -> Iterator[Line]:
         """What was a test once: to be used again, or to be counted."""
         for line in self._complete():
-            yield adjust(line, bonferroni(line["p_value"], self.tests), self.tests, BONFERRONI)
+            yield adjust(line, bonferroni(line["p_value"], self.tests), self.tests, BONFERRONI, self.alpha)
 
     def knows(self, content: str, bundle: int) -> bool:
         """Whether there is a line of this content and bundle, by number."""
@@ -115,7 +120,7 @@ class Record:
         failed = 0
         for offset in self._places:
             line = self._findings.at(offset)
-            if line["scan"]["content"] is None:
+            if line["scan"]["content"] is None and line["status"] != "complete":
                 failed += 1
             else:
                 p_values[_key_of(line)] = 1.0 if line["p_value"] is None else line["p_value"]
@@ -131,9 +136,10 @@ class Record:
             for number, offset in enumerate([*self._places, *left]):
                 line = self._findings.at(offset)
                 p_adjusted = None if line["p_value"] is None else adjusted[_key_of(line)]
-                line = adjust(line, p_adjusted, summary.tests, HOLM)
+                line = adjust(line, p_adjusted, summary.tests, HOLM, self.alpha)
                 line["scan"]["listed"] = number < self.total
-                summary.add(line)
+                if number < self.total:
+                    summary.add(line)
                 yield line
 
         self._findings.rewrite(final())
@@ -145,4 +151,11 @@ def _key(content: str, bundle: str, settings: str) -> bytes:
 
 
 def _key_of(line: Line) -> bytes:
-    return _key(line["scan"]["content"], line["bundle"]["id"], line["scan"]["settings"])
+    """What tells a test from others. A suspect without a file is told by its source and by what was measured: what stands behind
+    the source may have changed, so its line is not used again; the same once more is no test more.
+    """
+    content = line["scan"]["content"]
+    if content is None:
+        measured = canonical([line["suspect"]["source"], line["p_value"], line["score"]])
+        content = "source:" + hashlib.sha256(measured.encode(errors="surrogateescape")).hexdigest()
+    return _key(content, line["bundle"]["id"], line["scan"]["settings"])

@@ -73,7 +73,7 @@ def scan(
     how = [__version__, options.access, alpha, said, options.output_name]
     settings = hashlib.sha256(canonical(how).encode()).hexdigest()[:16]
     with Findings(output) as findings:
-        record = Record(findings, list(dict.fromkeys(sources)), bundles, settings)
+        record = Record(findings, list(dict.fromkeys(sources)), bundles, settings, alpha)
         record.begin()
         _say_what_is_needed(record, alpha, progress)
         briefing = Briefing(

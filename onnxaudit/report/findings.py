@@ -60,12 +60,13 @@ def digest_of(sha256: str | None, others: Mapping[str, str]) -> str | None:
     return sha256 if sha256 is None or not others else hashlib.sha256(canonical([sha256, dict(others)]).encode()).hexdigest()
 
 
-def adjust(line: Line, p_adjusted: float | None, tests: int, method: str) -> Line:
+def adjust(line: Line, p_adjusted: float | None, tests: int, method: str, alpha: float = 1.0) -> Line:
     """The line with the finding that holds among so many tests: derived only where the adjusted p-value allows it.
 
+    alpha: of the scan, where that is less than the line's own, which was judged in an earlier one.
     What was inconclusive or not shown alone stays so. Idempotent, and the same whatever the line was adjusted for before.
     """
-    alone, alpha = line["scan"]["alone"], line["alpha"]
+    alone, alpha = line["scan"]["alone"], min(line["alpha"], alpha)
     finding, reasons = alone["finding"], list(alone["reasons"])
     if finding == DERIVED and (p_adjusted is None or p_adjusted > alpha + 1e-12):
         finding = INCONCLUSIVE

@@ -22,7 +22,9 @@ HEAD = ("suspect", "bundle", "finding", "p", "p adjusted", "score")
 
 @dataclass(slots=True)
 class Summary:
-    """Counts of lines by finding, and the few worth naming. derived: all of them. left: lines of earlier tests."""
+    """Counts of lines by finding, and the few worth naming. derived: all of them. left: lines of earlier tests, which count as
+    tests, but are not among those counted or named here.
+    """
 
     suspects: int
     bundles: tuple[dict[str, Any], ...]
