@@ -15,12 +15,12 @@ from scipy.stats import binomtest
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.benchmark import gram
 from onnxaudit.audit.benchmark.figures import ALL, DEPLOYED, INDEPENDENT, SIBLING, _tpr, contests, upper_bound
-from onnxaudit.audit.benchmark.measuring import cut_to
+from onnxaudit.audit.benchmark.measuring import Kept, cut_to, held
 from onnxaudit.audit.benchmark.remembering import BATCH, Memory, digests_of, memory_name, recall
 from onnxaudit.audit.checking import CheckOptions, check
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
-from onnxaudit.errors import SuspectError
+from onnxaudit.errors import ArtefactError, SuspectError
 from onnxaudit.evidence.metrics import tpr_at_fpr
 from onnxaudit.registry import open_suspect, reduce_access
 from onnxaudit.report.plots import pareto
@@ -264,3 +264,13 @@ def test_a_bundle_that_is_cut_judges_as_one_with_fewer_queries(crafted: QueryBun
     with opened("suspects/prune-30.onnx") as suspect:
         report = check(cut, suspect, CheckOptions(), Silent(), 0.0)
     assert (report.finding, [scheme.queries for scheme in report.schemes]) == ("derived", [40, 40, 40])
+
+
+def test_a_worker_that_outlives_a_run_never_judges_by_the_bundle_of_an_earlier_one(crafted: QueryBundle, tmp_path: Path) -> None:
+    path = tmp_path / "bundle-seed0.oab"
+    first = crafted.save(path)
+    assert held(Kept(path, first.id)).bundle.id == first.id
+    second = dataclasses.replace(crafted, manifest=dataclasses.replace(crafted.manifest, alpha=0.01)).save(path, force=True)
+    assert held(Kept(path, second.id)).bundle.manifest.alpha == 0.01
+    with pytest.raises(ArtefactError, match="was replaced while it was used"):
+        held(Kept(path, "0" * 64))

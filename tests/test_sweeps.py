@@ -191,6 +191,13 @@ def test_a_sweep_that_was_killed_asks_only_what_it_had_not_asked(tabular: Path) 
     assert timeless(results(tabular / "killed"), "rows") == timeless(results(tabular / "fresh"), "rows")
 
 
+def test_runs_that_share_a_cache_do_not_replace_each_others_bundles(tabular: Path) -> None:
+    swept(tabular, "shared", ["random"], (10,), accesses=("label",), seeds=1, cache=tabular / "first/cache")
+    drafts = sorted((tabular / "first/cache/queries").glob("combined-seed0*.oab"))
+    assert len(drafts) == 2
+    assert [path.name for path in drafts] == [f"combined-seed0-{load(path).id[:12]}.oab" for path in drafts]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -34,30 +34,40 @@ FINDINGS = ("inconclusive", "not-shown", "derived")
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A bundle in a file. id: its bundle's, as a worker may outlive what was in the file; "" where the name says it all."""
+
+    path: Path
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """Crafted queries of one sampler and seed, in a bundle without references. composed: score all its compositions."""
 
-    path: Path
+    kept: Kept
     composed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What every worker is told. judged: a bundle a seed that the combined statistic is taken of; drafts: the same before it has
-    references, which are asked by it. cache: where answers are kept.
-
-    input, classes: the victim's.
-    """
+    """What every worker is told. cache: where answers are kept. input, classes: the victim's."""
 
     sources: tuple[Source, ...]
-    drafts: tuple[Path, ...]
-    judged: tuple[Path, ...]
     budgets: tuple[int, ...]
     accesses: tuple[str, ...]
     input: InputSpec
     classes: int
     cache: Path
     device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One model to measure. bundles: one a seed that the combined statistic is taken of; a reference is only asked by them."""
+
+    entry: ZooEntry
+    bundles: tuple[Kept, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,9 +90,10 @@ class Measured:
     error: str = ""
 
 
-def measure(sweep: Sweep, entry: ZooEntry) -> Measured:
+def measure(sweep: Sweep, item: Item) -> Measured:
     """Open one model, ask it all that is not remembered, and score and judge it. A model that fails is a result, not an error."""
-    started, paths = time.perf_counter(), _paths(sweep, entry)
+    started, entry = time.perf_counter(), item.entry
+    bundles = [*(source.kept for source in sweep.sources), *item.bundles]
     # a model with another label set may have another number of classes
     classes = None if entry.labels else sweep.classes
     target = Target(entry.file, sweep.input, classes, sweep.device, options={"threads": 1})
@@ -92,21 +103,21 @@ def measure(sweep: Sweep, entry: ZooEntry) -> Measured:
             memory = recall(sweep.cache / memory_name(suspect.card))
             before = memory.asked
             try:
-                memory.ask(suspect, map(_wanted, paths))
+                memory.ask(suspect, map(_wanted, bundles))
             finally:
                 if memory.asked > before:
                     memory.save()
-            insights = {path: look_inside(held(path).bundle, suspect.inside) for path in paths}
+            insights = {kept: look_inside(held(kept).bundle, suspect.inside) for kept in bundles}
             card = suspect.card
     except OnnxauditError as error:
         return Measured(None, error=str(error))
     scores = []
     for source in sweep.sources:
-        part = held(source.path)
+        part = held(source.kept)
         answers = _answers(part, memory.said)
         entries = part.entries(composed=source.composed)
-        scores.append(part_scores(part.bundle, entries, answers, insights[source.path], sweep.budgets, sweep.accesses))
-    combined, findings, judging = _judged(sweep, entry, card, memory.said, insights)
+        scores.append(part_scores(part.bundle, entries, answers, insights[source.kept], sweep.budgets, sweep.accesses))
+    combined, findings, judging = _judged(sweep, item, card, memory.said, insights)
     pace = memory.seconds / memory.asked if memory.asked else 0.0
     asked = memory.asked - before
     return Measured(card, tuple(scores), combined, findings, asked, opening, pace, judging)
@@ -134,34 +145,26 @@ class Part:
         return self.cuts.get(budget) or self.cuts.setdefault(budget, cut_to(self.bundle, budget))
 
 
-_HELD: dict[Path, Part] = {}
+_HELD: dict[Kept, Part] = {}
 
 
-def held(path: Path) -> Part:
-    """A crafted bundle, kept for the next model as long as there is room."""
-    found = _HELD.get(path)
+def held(kept: Kept) -> Part:
+    """A crafted bundle, kept for the next model as long as there is room. Raises ArtefactError if its file holds another now."""
+    found = _HELD.get(kept)
     if found is None:
-        bundle = load(path)
+        bundle = load(kept.path)
+        if kept.id not in ("", bundle.id):
+            raise ArtefactError(f"{kept.path.name} was replaced while it was used", "Give every run an output of its own.")
         rows = np.flatnonzero(askable(bundle))
         found = Part(bundle, rows, digests_of(bundle.queries[rows]))
         if sum(part.bundle.queries.nbytes for part in _HELD.values()) > HELD:
             _HELD.clear()
-        _HELD[path] = found
+        _HELD[kept] = found
     return found
 
 
-def forget() -> None:
-    """Let go of what is kept from one model to the next: the files were replaced."""
-    _HELD.clear()
-
-
-def _paths(sweep: Sweep, entry: ZooEntry) -> list[Path]:
-    combined = sweep.drafts if entry.kind == "reference" else sweep.judged
-    return [*(source.path for source in sweep.sources), *combined]
-
-
-def _wanted(path: Path) -> tuple[Queries, Sequence[Digest]]:
-    part = held(path)
+def _wanted(kept: Kept) -> tuple[Queries, Sequence[Digest]]:
+    part = held(kept)
     return part.bundle.queries[part.rows], part.digests
 
 
@@ -196,22 +199,22 @@ def cut_to(bundle: QueryBundle, budget: int) -> QueryBundle:
 
 
 def _judged(
-    sweep: Sweep, entry: ZooEntry, card: SuspectCard, said: Said, insights: Mapping[Path, Insights]
+    sweep: Sweep, item: Item, card: SuspectCard, said: Said, insights: Mapping[Kept, Insights]
 ) -> tuple[Scores, NDArray[np.int8], float]:
     """The combined statistic and the finding for every seed, budget and access, and the mean seconds to judge."""
-    shape = (len(sweep.judged), len(sweep.budgets), len(sweep.accesses))
+    shape = (len(item.bundles), len(sweep.budgets), len(sweep.accesses))
     scores, findings = np.full(shape, np.nan), np.zeros(shape, np.int8)
-    if entry.kind == "reference":
+    if item.entry.kind == "reference":
         return scores, findings, 0.0
     started = time.perf_counter()
-    for seed, path in enumerate(sweep.judged):
-        part = held(path)
+    for seed, kept in enumerate(item.bundles):
+        part = held(kept)
         answers = _answers(part, said)
         for place, budget in enumerate(sweep.budgets):
             bundle = part.cut(budget)
             for column, access in enumerate(sweep.accesses):
                 level, k = parse_access(access)
-                inside = insights[path] if level >= answers.access else {}
+                inside = insights[kept] if level >= answers.access else {}
                 try:
                     report = judge(bundle, card, answers.degrade(level, k), None, inside=inside)
                 except (ArtefactError, ValueError, IndexError):  # a model with more classes than the victim

@@ -95,7 +95,7 @@ def _scored(
     first = prepared.crafting.options.seed
     grid = any(source.composed for source in sweep.sources)
     for number, (source, draw, result) in enumerate(_made(prepared, crafted, sweep)):
-        for place, entry in enumerate(held(source.path).entries(composed=source.composed)):
+        for place, entry in enumerate(held(source.kept).entries(composed=source.composed)):
             mine = scores.setdefault(entry.name, np.full(shape, np.nan))
             mine[draw.seed - first] = np.stack([item.scores[number][place] for item in measured], axis=-1)
             entries.setdefault(entry.name, []).append(entry)

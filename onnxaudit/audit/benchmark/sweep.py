@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.benchmark.drawing import Crafted, combine, craft_draw
-from onnxaudit.audit.benchmark.measuring import Measured, Source, Sweep, forget, measure
+from onnxaudit.audit.benchmark.measuring import Item, Kept, Measured, Source, Sweep, measure
 from onnxaudit.audit.benchmark.preparing import Prepared, check_apart, combined_names, prepare
 from onnxaudit.audit.benchmark.remembering import digests_of, memory_name, recall
 from onnxaudit.audit.benchmark.results import BenchResult, results
@@ -77,16 +78,18 @@ def bench(crafting: CraftOptions, zoo: Sequence[ZooEntry], options: BenchOptions
     crafted = _craft(prepared, options, progress)
     names = combined_names(options.chosen, crafting)
     bundles = [combine(prepared.crafting, prepared.draws, names, crafting.seed + place) for place in range(options.seeds)]
-    sweep = _sweep(prepared, crafted, bundles, options, crafting.device)
+    sweep, drafts = _sweep(prepared, crafted, options, crafting.device), _drafts(bundles, prepared.crafting.folder)
     with _workers(measure, sweep, len(suspects), options) as workers:
-        references = _ask(workers, of["reference"], progress, "asking references")
+        references = _ask(workers, of["reference"], drafts, progress, "asking references")
         usable = _screened(bundles[0], sweep, of["reference"], references, progress)
         helped = {str(file) for file in prepared.crafting.training}
         innocents = [place for place in usable if of["reference"][place].file not in helped]
         calibrating = innocents if _learns(bundles[0]) else usable
         ready = [_calibrated(bundle, sweep, [(of["reference"][i], references[i]) for i in calibrating]) for bundle in bundles]
-        ready = [bundle.save(path, force=True) for bundle, path in zip(ready, sweep.judged, strict=True)]
-        measured = _ask(workers, suspects, progress, "asking suspects")
+        paths = [options.output / f"bundle-seed{bundle.manifest.seed}.oab" for bundle in ready]
+        ready = [bundle.save(path, force=True) for bundle, path in zip(ready, paths, strict=True)]
+        judged = [Kept(path, bundle.id) for bundle, path in zip(ready, paths, strict=True)]
+        measured = _ask(workers, suspects, judged, progress, "asking suspects")
     models = [*suspects, *(of["reference"][place] for place in innocents)]
     return results(prepared, crafted, sweep, ready, models, [*measured, *(references[place] for place in innocents)])
 
@@ -120,24 +123,27 @@ def _craft(prepared: Prepared, options: BenchOptions, progress: Progress) -> lis
     return found
 
 
-def _sweep(
-    prepared: Prepared, crafted: Sequence[Crafted], bundles: Sequence[QueryBundle], options: BenchOptions, device: str
-) -> Sweep:
-    """What the workers are told; the bundles are saved for them, still without references."""
+def _drafts(bundles: Sequence[QueryBundle], folder: Path) -> list[Kept]:
+    """The bundles, still without references, saved for the workers named by content: other runs use the folder too."""
+    found = []
+    with TemporaryDirectory(dir=folder) as place:
+        for bundle in bundles:
+            saved = bundle.save(Path(place) / "draft.oab", force=True)
+            path = folder / f"combined-seed{bundle.manifest.seed}-{saved.id[:12]}.oab"
+            found.append(Kept((Path(place) / "draft.oab").replace(path), saved.id))
+    return found
+
+
+def _sweep(prepared: Prepared, crafted: Sequence[Crafted], options: BenchOptions, device: str) -> Sweep:
+    """What the workers are told."""
     folder = prepared.crafting.folder
     sources = [
-        Source(folder / f"{draw.name}.oab", draw.composed)
+        Source(Kept(folder / f"{draw.name}.oab"), draw.composed)
         for draw, result in zip(prepared.draws, crafted, strict=True)
         if result.queries
     ]
-    drafts = [folder / f"combined-seed{bundle.manifest.seed}.oab" for bundle in bundles]
-    for bundle, path in zip(bundles, drafts, strict=True):
-        bundle.save(path, force=True)
-    forget()  # an earlier sweep of this process may have left other bundles under these names
     return Sweep(
         tuple(sources),
-        tuple(drafts),
-        tuple(options.output / f"bundle-seed{bundle.manifest.seed}.oab" for bundle in bundles),
         options.budgets,
         options.accesses,
         prepared.crafting.input,
@@ -147,10 +153,11 @@ def _sweep(
     )
 
 
-def _ask(workers: Engine, entries: Sequence[ZooEntry], progress: Progress, words: str) -> list[Measured]:
+def _ask(workers: Engine, entries: Sequence[ZooEntry], bundles: Sequence[Kept], progress: Progress, words: str) -> list[Measured]:
     """Every model measured; what fails is said, and has no card."""
     found = []
-    for entry, result in zip(entries, _all(workers, entries, words, progress), strict=True):
+    items = [Item(entry, tuple(bundles)) for entry in entries]
+    for entry, result in zip(entries, _all(workers, items, words, progress), strict=True):
         measured = Measured(None, error=result.reason) if isinstance(result, Lost) else result
         if measured.card is None:
             progress.note(f"left out: {entry.name or Path(entry.file).name}: {measured.error}")
