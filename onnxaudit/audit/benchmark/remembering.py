@@ -1,12 +1,15 @@
-"""Answers remembered by model and query: a sweep asks each model each query once, also over several runs.
+"""Answers remembered by model and query: what a sweep knows it does not ask again, also over several runs.
 
 An answer must not depend on what else is asked, or it could not be remembered by its query alone. So queries are asked in batches
-of one fixed size, and a model whose answers still depend on their neighbours is asked one query at a time.
+of one fixed size, and a model whose answers still depend on their neighbours is asked one query at a time. To find that out, half
+of a new model's first batch is put to it a second time among other neighbours; what depended on them is asked once more, alone.
+All other queries are asked once. Those that were asked again count as asked again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxaudit import __version__
 from onnxaudit.answers import Access, Answers
 from onnxaudit.decode import canonical, parse
 from onnxaudit.errors import OnnxauditError
@@ -25,6 +29,8 @@ from onnxaudit.suspect import Queries, Suspect, SuspectCard
 BATCH = 128
 """Queries asked at once, always so many: the last are padded with copies of the last one."""
 KEY = "onnxaudit.answers"
+SERVER = ("numpy", "pillow", "scipy")
+"""What changes inputs and answers of a model behind a server."""
 Digest: TypeAlias = bytes
 
 
@@ -35,8 +41,10 @@ def digests_of(queries: Queries) -> list[Digest]:
 
 
 def memory_name(card: SuspectCard) -> str:
-    """The name of a model's file: its content, how it is opened and deployed, and what runs it."""
-    facts = [card.sha256, card.source if card.sha256 is None else "", card.kind, card.input, card.num_classes, dict(card.runtime)]
+    """The name of a model's file: its content, how it is opened and deployed, and what runs it and its server, with versions."""
+    known = [card.sha256, card.source if card.sha256 is None else "", card.kind, card.input, card.num_classes, dict(card.runtime)]
+    server = [importlib.metadata.version(name) for name in SERVER] if "deployed" in card.runtime else []
+    facts = [__version__, *known, server]
     return f"{hashlib.sha256(canonical(facts).encode()).hexdigest()[:40]}.safetensors"
 
 
@@ -44,7 +52,7 @@ def memory_name(card: SuspectCard) -> str:
 class Memory:
     """What one model is known to answer. rows: where the answer to each query is. alone: it is asked one query at a time.
 
-    asked, seconds: queries put to it so far, and how long that took.
+    asked, seconds: queries put to it so far, those put to it twice counted twice, and how long that took.
     """
 
     path: Path | None = None
@@ -55,24 +63,24 @@ class Memory:
     seconds: float = 0.0
 
     def ask(self, suspect: Suspect, wanted: Iterable[tuple[Queries, Sequence[Digest]]]) -> int:
-        """Ask the suspect whatever of these queries is not known yet, each once; how many those were.
+        """Ask the suspect whatever of these queries is not known yet; how many were put to it: of a new model also its trial.
 
         wanted: queries with their digests, in parts; only a batch at a time is held. Raises what the suspect raises.
         """
         fresh: list[Answers] = []
+        before = self.asked
         try:
             for digests, queries in self._unknown(wanted):
-                if not self.rows:
-                    self.alone = self._depends(suspect, queries)
-                started = time.perf_counter()
-                fresh.append(self._put(suspect, queries))
-                self.seconds += time.perf_counter() - started
+                answers = self._put(suspect, queries)
+                if not self.rows and not self._holds(suspect, queries, answers):
+                    self.alone = True
+                    answers = self._put(suspect, queries)
+                fresh.append(answers)
                 self.rows.update(zip(digests, range(len(self.rows), len(self.rows) + len(digests)), strict=True))
         finally:
             if fresh:  # also where the suspect failed halfway: what it said before is worth keeping
                 self.answers = Answers.concatenate([*([] if self.answers is None else [self.answers]), *fresh])
-                self.asked += sum(map(len, fresh))
-        return sum(map(len, fresh))
+        return self.asked - before
 
     def said(self, digests: Sequence[Digest]) -> Answers:
         """The answers to these queries, all of which were asked."""
@@ -99,11 +107,11 @@ class Memory:
         temporary.write_bytes(save(tensors, metadata={KEY: canonical(facts)}))
         os.replace(temporary, self.path)  # noqa: PTH105 - the atomic one
 
-    def _depends(self, suspect: Suspect, queries: Queries) -> bool:
-        """Whether the answers to a batch depend on how it is put together."""
-        some = queries[: (len(queries) + 1) // 2]  # other neighbours, in another order
-        there, back = self._put(suspect, queries), self._put(suspect, some[::-1])
-        return not _equal(there.take(slice(0, len(some))), back.take(slice(None, None, -1)))
+    def _holds(self, suspect: Suspect, queries: Queries, answers: Answers) -> bool:
+        """Whether the answers to a batch are the same among other neighbours, in another order."""
+        some = (len(queries) + 1) // 2
+        back = self._put(suspect, queries[:some][::-1])
+        return _equal(answers.take(slice(0, some)), back.take(slice(None, None, -1)))
 
     def _unknown(self, wanted: Iterable[tuple[Queries, Sequence[Digest]]]) -> Iterator[tuple[list[Digest], Queries]]:
         """Batches of queries that have no answer yet; each query once."""
@@ -124,6 +132,14 @@ class Memory:
             yield digests, np.stack(held)
 
     def _put(self, suspect: Suspect, queries: Queries) -> Answers:
+        """Answers to one batch, counted and timed."""
+        started = time.perf_counter()
+        answers = self._answers(suspect, queries)
+        self.seconds += time.perf_counter() - started
+        self.asked += len(queries)
+        return answers
+
+    def _answers(self, suspect: Suspect, queries: Queries) -> Answers:
         if self.alone:
             return Answers.concatenate([suspect.ask(queries[i : i + 1]) for i in range(len(queries))])
         size = suspect.card.batch or suspect.card.max_batch or BATCH

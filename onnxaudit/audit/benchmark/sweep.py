@@ -55,7 +55,7 @@ class BenchOptions:
 
 
 def bench(crafting: CraftOptions, zoo: Sequence[ZooEntry], options: BenchOptions, progress: Progress) -> BenchResult:
-    """Craft every sampler's queries for every seed, ask every model each query once, and compare.
+    """Craft every sampler's queries for every seed, ask every model what it has not been asked before, and compare.
 
     Raises UsageError if the zoo lacks a kind, a model that helps is judged too, or a chosen scheme cannot be crafted.
     """
