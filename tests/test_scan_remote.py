@@ -272,6 +272,18 @@ def test_the_rate_holds_across_the_suspects_of_a_host(tmp_path: Path, bundle: Qu
     assert host.times[-1] - host.times[0] >= 0.5 * sum(queries[:-1]) / 400
 
 
+def test_no_endpoint_is_asked_before_the_engine_is_known_to_work(tmp_path: Path, bundle: QueryBundle) -> None:
+    host, file, http = Host(models()), save_suspect(tmp_path / "a.onnx", near(1)), {"timeout": 5.0, "dialect": "v2"}
+    with served(host.script) as base:
+        sources = [f"{base}/v2/models/a", str(file)]
+        wrong: list[dict[str, Any]] = [{"engine": "spark"}, {"jobs": 0}, {"engine": "dask", "address": "nonsense://h:9"}]
+        for count, said in zip((1, 1, 2), wrong, strict=True):  # of endpoints alone, no engine is opened
+            with pytest.raises(UsageError, match=r"--engine|--jobs|no Dask"):
+                scan(sources[:count], [bundle], tmp_path / "f.jsonl", ScanOptions(http=http, **said), Silent())
+        time.sleep(0.2)
+        assert (host.script.gets, host.script.posts) == ([], [])
+
+
 def test_a_lane_pauses_between_suspects_and_keeps_hosts_apart() -> None:
     asked: list[tuple[str, float, float]] = []
 

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from onnxaudit.audit.scan_record import Record
 from onnxaudit.audit.scan_worker import TOLD_TOGETHER, Ask, Asked, Briefing, Tell, cache_folder, checked, work, written
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.decode import canonical
-from onnxaudit.engines import Engine, Lost, open_engine
+from onnxaudit.engines import Engine, Lost, check_engine, open_engine
 from onnxaudit.errors import SuspectError, UsageError
 from onnxaudit.fetching import shown_url
 from onnxaudit.registry import is_endpoint
@@ -65,6 +66,7 @@ def scan(
     """
     started = time.perf_counter()
     alpha = _common_alpha(bundles, options.alpha)
+    check_engine(options.engine, options.jobs, options.address)
     if options.access:
         parse_access(options.access)
     for bundle in bundles:
@@ -127,9 +129,8 @@ def _ask_all(record: Record, briefing: Briefing, output: Path, options: ScanOpti
     ask = partial(_ask_endpoint, record, briefing, output.with_name(output.name + ".transcripts"), options.http)
     rate = options.http.get("rate")
     pause = (options.http.get("batch") or HTTP_BATCH) / rate if rate else 0.0
-    lanes = Lanes(by_host(endpoints), len(record.bundles), ask, pause)
 
-    def take_endpoints(*, wait: bool) -> None:
+    def take_endpoints(lanes: Lanes, *, wait: bool) -> None:
         while (finished := lanes.take(wait=wait)) is not None:
             number, bundle, (content, line) = finished
             if line is None:
@@ -138,17 +139,19 @@ def _ask_all(record: Record, briefing: Briefing, output: Path, options: ScanOpti
                 record.write(number, bundle, content, line)
             shown(record.done)
 
-    def between() -> None:
+    def between(lanes: Lanes) -> None:
         shown(record.done)
-        take_endpoints(wait=False)
+        take_endpoints(lanes, wait=False)
 
-    if files:
-        try:
-            with open_engine(options.engine, work, briefing, jobs=options.jobs, address=options.address) as engine:
-                _Files(record, briefing, files).ask(engine, between)
-        finally:
-            shutil.rmtree(cache_folder(briefing.scan), ignore_errors=True)
-    take_endpoints(wait=True)
+    start = partial(open_engine, options.engine, work, briefing, jobs=options.jobs, address=options.address)
+    try:
+        with start() if files else nullcontext() as engine:  # before an endpoint is asked, and perhaps paid
+            lanes = Lanes(by_host(endpoints), len(record.bundles), ask, pause)
+            if engine is not None:
+                _Files(record, briefing, files).ask(engine, partial(between, lanes))
+    finally:
+        shutil.rmtree(cache_folder(briefing.scan), ignore_errors=True)
+    take_endpoints(lanes, wait=True)
 
 
 def _ask_endpoint(

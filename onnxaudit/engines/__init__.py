@@ -59,15 +59,20 @@ def open_engine(name: str, function: Work, shared: Any, *, jobs: int | None = No
     scheduler; ray: its head, or "auto"); None starts a local one. Raises UsageError for an unknown name, a missing package, or
     an address where nothing answers.
     """
-    if name not in ENGINES:
-        raise UsageError(f"--engine {name!r} is not known", f"Use {', '.join(ENGINES)}.")
-    if name == "local" and address is not None:
-        raise UsageError("--engine local has no --address", "Give --engine dask or ray, or leave --address out.")
-    if jobs is not None and jobs < 1:
-        raise UsageError(f"--jobs {jobs} leaves nobody to work", "Give a positive number.")
+    check_engine(name, jobs, address)
     try:
         module = importlib.import_module(f"onnxaudit.engines.{ENGINES[name]}")
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or name, name) from None
     engine: Engine = module.open_engine(function, shared, jobs=jobs, address=address)
     return engine
+
+
+def check_engine(name: str, jobs: int | None, address: str | None) -> None:
+    """Raise UsageError for what no engine can be opened with."""
+    if name not in ENGINES:
+        raise UsageError(f"--engine {name!r} is not known", f"Use {', '.join(ENGINES)}.")
+    if name == "local" and address is not None:
+        raise UsageError("--engine local has no --address", "Give --engine dask or ray, or leave --address out.")
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"--jobs {jobs} leaves nobody to work", "Give a positive number.")
