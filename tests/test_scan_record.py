@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxaudit.answers import Access
+from onnxaudit.audit.comparing import _Pool
 from onnxaudit.audit.progress import Silent
 from onnxaudit.audit.scanning import ScanOptions, scan
 from onnxaudit.bundle import QueryBundle
@@ -21,6 +23,20 @@ ONE = ScanOptions(jobs=1)
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> QueryBundle:
     return save_bundle(tmp_path_factory.mktemp("bundle") / "b.oab", 59)
+
+
+class Forgetful(dict[Any, Any]):
+    """As if another thread cleared it whenever something was put in."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key, value)
+        self.clear()
+
+
+def test_what_other_threads_clear_is_not_missed(bundle: QueryBundle) -> None:
+    references = tuple(bundle.answers[model.id] for model in bundle.manifest.of_role("reference"))
+    pool = _Pool(bundle.answers["victim"], references, {}, Forgetful())
+    assert len(pool.cut(Access.LABEL, 1)) == 60
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

@@ -246,12 +246,14 @@ class _Pool:
     def cut(self, access: Access, width: int) -> list[Answers]:
         """The victim's answers and the references', cut to a level of access."""
         key = (access, width)
-        if key not in self.cuts:
+        found = self.cuts.get(key)  # another thread, which judges an endpoint, may clear them at any time
+        if found is None:
+            found = [answers.degrade(access, width) for answers in (self.victim, *self.references)]
             if len(self.cuts) >= MOST_CUTS:
                 self.cuts.clear()
                 self.sides.clear()
-            self.cuts[key] = [answers.degrade(access, width) for answers in (self.victim, *self.references)]
-        return self.cuts[key]
+            self.cuts[key] = found
+        return found
 
 
 _POOLS: WeakKeyDictionary[QueryBundle, _Pool] = WeakKeyDictionary()
