@@ -7,8 +7,10 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -80,14 +82,16 @@ def work(briefing: Briefing, item: Item) -> Any:
     if isinstance(item, Tell):
         return [_told(source) for source in item.sources]
     content, spared, path = item.content, item.spared, item.source
-    if "://" in item.source:
-        try:
-            path = str(_cache(briefing).fetch(item.source))
-        except OnnxauditError as error:
-            return Asked(None, tuple((b, None, _failed(briefing, b, item.source, error)) for b in item.bundles))
-        content = _told(path)
-        spared = spared if content == item.content else ()
-    lines = tuple((b, *_checked(briefing, b, item.source, path, content)) for b in item.bundles if b not in spared)
+    # a cache keeps what was fetched last, and no more for certain: of threads of one process, one fetches and checks at a time
+    with _ONE_FETCHES if "://" in item.source else nullcontext():
+        if "://" in item.source:
+            try:
+                path = str(_cache(briefing).fetch(item.source))
+            except OnnxauditError as error:
+                return Asked(None, tuple((b, None, _failed(briefing, b, item.source, error)) for b in item.bundles))
+            content = _told(path)
+            spared = spared if content == item.content else ()
+        lines = tuple((b, *_checked(briefing, b, item.source, path, content)) for b in item.bundles if b not in spared)
     return Asked(content, lines)
 
 
@@ -143,12 +147,24 @@ def cache_folder(scan: str) -> Path:
 
 
 _CACHES: dict[str, Cache] = {}
+"""One at most: of the scan that this process fetched for last."""
+_ONE_FETCHES = threading.Lock()
 
 
 def _cache(briefing: Briefing) -> Cache:
-    """This worker's own; the folder goes when the worker ends in peace, and those of a local scan when the scan ends."""
+    """This worker's own. Its folder goes when the worker fetches for another scan, for it may live on for many, or ends in peace;
+    those of a local scan when the scan ends.
+    """
     if briefing.scan not in _CACHES:
-        folder = cache_folder(briefing.scan) / str(os.getpid())
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        _CACHES[briefing.scan] = Cache(folder, briefing.cache)
+        _drop_caches()
+        _CACHES[briefing.scan] = Cache(cache_folder(briefing.scan) / str(os.getpid()), briefing.cache)
     return _CACHES[briefing.scan]
+
+
+@atexit.register
+def _drop_caches() -> None:
+    for scan in list(_CACHES):
+        shutil.rmtree(cache_folder(scan) / str(os.getpid()), ignore_errors=True)
+        with suppress(OSError):  # other workers here may still have theirs
+            cache_folder(scan).rmdir()
+        del _CACHES[scan]
