@@ -198,6 +198,21 @@ def test_runs_that_share_a_cache_do_not_replace_each_others_bundles(tabular: Pat
     assert [path.name for path in drafts] == [f"combined-seed0-{load(path).id[:12]}.oab" for path in drafts]
 
 
+def test_a_victim_that_craft_opens_can_be_measured_without_data_too(tabular: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save(torch.jit.load(str(tabular / "victim.pt")).state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "shapes.py").write_text(
+        "from torch import nn\n\ndef network():\n    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))\n"
+    )
+    command = [sys.executable, "-m", "onnxaudit", "bench", str(tabular / "zoo.json"), "--victim", "weights.pt", "--jobs", "1"]
+    command += ["--scheme", "ipguard-rl", "--queries", "10", "--access", "label", "--device", "cpu", "--model", "shapes:network"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for convention, code in (([], 2), (["--input", "8", "--scale", "1", "--layout", "NC"], 2), (["--input", "8"], 0)):
+        done = subprocess.run([*command, *convention], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == code, done.stderr
+    assert results(tmp_path / "bench")["facts"]["combined"] == ["ipguard-rl"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

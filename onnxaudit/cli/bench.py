@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from onnxaudit.cli.console import Console
+from onnxaudit.cli.console import Console, parse_choice, parse_counts, parse_floats, parse_number, parse_shape
 from onnxaudit.errors import UsageError, missing_extra
 
 BUDGETS = "50,100,200,400,1000"
@@ -34,11 +34,18 @@ def bench(
     engine: Annotated[str, typer.Option(help="local, dask or ray.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of an existing cluster.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    model: Annotated[str | None, typer.Option(help="As for craft.")] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="As for craft.")] = False,
+    input: Annotated[str | None, typer.Option(help="As for craft.")] = None,
+    scale: Annotated[str | None, typer.Option(help="As for craft.")] = None,
+    mean: Annotated[str | None, typer.Option(help="As for craft.")] = None,
+    std: Annotated[str | None, typer.Option(help="As for craft.")] = None,
+    layout: Annotated[str | None, typer.Option(help="As for craft.")] = None,
+    channel_order: Annotated[str | None, typer.Option(help="As for craft.")] = None,
     debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> None:
     """Measure schemes on a zoo of models whose origin is known (needs PyTorch to craft)."""
     from onnxaudit.answers import parse_access
-    from onnxaudit.cli.console import parse_counts
     from onnxaudit.zoo.manifest import load_zoo
 
     try:
@@ -68,6 +75,14 @@ def bench(
         seed=seed,
         device=device,
         jobs=jobs,
+        model=model,
+        allow_pickle=allow_pickle,
+        input=parse_shape(input),
+        scale=parse_number(scale, "--scale"),
+        mean=parse_floats(mean, "--mean"),
+        std=parse_floats(std, "--std"),
+        layout=parse_choice(layout, "--layout", ("NCHW", "NHWC")),
+        channel_order=parse_choice(channel_order, "--channel-order", ("RGB", "BGR")),
     )
     options = BenchOptions(
         expanded(scheme, crafting) if scheme else None,

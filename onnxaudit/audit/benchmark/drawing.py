@@ -156,7 +156,7 @@ _MATERIAL: dict[str, tuple[Material, bool]] = {}
 def _material(crafting: Crafting) -> tuple[Material, bool]:
     """What samplers work from, opened once a process, and whether the data has labels."""
     options = crafting.options
-    key = canonical([str(options.victim), str(options.data), crafting.input, digests_of_files(crafting)])
+    key = canonical([str(options.victim), options.model, str(options.data), crafting.input, digests_of_files(crafting)])
     if key not in _MATERIAL:
         whole = load_data(options.data) if options.data else None
         victim = open_victim(

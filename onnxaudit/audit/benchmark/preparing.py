@@ -97,7 +97,7 @@ def prepare(
             capped |= {_short(scheme): cap for scheme in group if not REPRESENTATIONS[scheme.representation].inside}
         draws += [Draw(tuple(group), count, options.seed + place, compose) for place in range(seeds)]
     data = [whole.sha256 if whole else None, bool(options.train_surrogates)]
-    digest = canonical([__version__, victim.sha256, victim.spec, data, digests_of_files(crafting)])
+    digest = canonical([__version__, victim.sha256, victim.spec, options.model, data, digests_of_files(crafting)])
     listed = tuple(dataclasses.replace(draw, name=named(draw, digest)) for draw in draws)
     return Prepared(
         crafting, listed, victim.num_classes, victim.sha256, victim.device.type, left_out, capped, (*notes, *pools.notes)
