@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +156,6 @@ def test_settings_of_engines_reach_them(tmp_path: Path, bundles: list[QueryBundl
     ):
         with pytest.raises(UsageError, match=words):
             scan(sources, bundles, tmp_path / "f.jsonl", options, Silent())
-    assert (tmp_path / "f.jsonl").read_bytes() == b""
-    started = time.perf_counter()
+    assert not (tmp_path / "f.jsonl").exists()
     scan(sources, bundles, tmp_path / "f.jsonl", dataclasses.replace(ScanOptions(), jobs=1), Silent())
-    assert time.perf_counter() - started < 60
+    assert len((tmp_path / "f.jsonl").read_bytes().splitlines()) == len(bundles)

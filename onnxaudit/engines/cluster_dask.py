@@ -46,7 +46,7 @@ def _local(jobs: int | None) -> LocalCluster:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
     try:
         with dask.config.set({"distributed.scheduler.allowed-failures": 1}):
-            return LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, dashboard_address=None)
+            return LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, dashboard_address=":0")
     finally:
         if main:
             signal.signal(signal.SIGINT, before)
