@@ -81,7 +81,8 @@ def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def page(runs: Sequence[Ours], published: Mapping[str, Any], pictures: Path) -> str:
     """All of docs/benchmark.md."""
-    parts = [INTRODUCTION.strip(), "## Settings", settings(runs, published), DIFFERENCES.strip()]
+    seeds = str(runs[0].results["facts"]["seeds"])
+    parts = [INTRODUCTION.strip().replace("SEEDS", seeds), "## Settings", settings(runs, published), DIFFERENCES.strip()]
     for run in runs:
         parts += [f"## {run.name}", *own_section(run, pictures)]
     parts += ["## Beside the papers", BESIDE.strip()]
@@ -98,7 +99,7 @@ INTRODUCTION = """
 This page is written by a command, from the results of `onnxaudit bench`:
 
     onnxaudit zoo build --data fashion-mnist -o zoo
-    onnxaudit bench zoo/zoo.json --victim zoo/victim.pt --data zoo/craft.npz --grid --seeds 5 -o bench-standard
+    onnxaudit bench zoo/zoo.json --victim zoo/victim.pt --data zoo/craft.npz --grid --seeds SEEDS -o bench-standard
     python docs/benchmark.py "Fashion-MNIST, standard zoo=bench-standard"
 
 [zoo](zoo.md) says how the models were made, [schemes](schemes.md) what is compared, [finding](finding.md) how a finding is
