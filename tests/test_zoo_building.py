@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from onnxaudit.audit.building import ZooOptions, build_zoo
 from onnxaudit.audit.crafting import CraftOptions
@@ -289,6 +290,19 @@ def test_networks_of_images_are_refused_for_vectors_before_anything_is_trained(t
     (tmp_path / "v.toml").write_text(SMALL.partition("[[deployed]]")[0].replace('method = "int8-dynamic"', 'method = "fp16"'))
     built = build_zoo(ZooOptions(tmp_path / "v.npz", str(tmp_path / "v.toml"), tmp_path / "out", jobs=1), Silent())
     assert {entry.name for entry in built.entries} >= {"same", "quantise", "sibling", "prune-share-0.5"}
+
+
+def test_gradients_can_be_taken_of_references(zoo: Path, data: Path) -> None:
+    text = SMALL + '[[model]]\nkind = "reference"\nname = "reference"\narch = "mlp"\npart = "attacker"\nlr = 2e-3\n'
+    first = build(zoo, data, text)
+    entry = next(entry for entry in first.entries if entry.kind == "reference")
+    script = (zoo / "out" / entry.file).with_suffix(".torchscript")
+    x = torch.rand(2, 1, 28, 28, requires_grad=True)
+    torch.jit.load(str(script))(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    script.unlink()
+    assert build(zoo, data, text).made == 1
 
 
 def test_recipes_that_are_each_others_base_are_refused(tmp_path: Path) -> None:

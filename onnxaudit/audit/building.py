@@ -269,7 +269,7 @@ def _make_all(
             elif bool(planned.deployed) == behind:
                 parent = made[planned.parent] if behind else None
                 key = key_of(planned, workshop, parent.key if parent else "")
-                if (there := found(workshop, key)) is not None:
+                if (there := found(planned, workshop, key)) is not None:
                     made[planned.name] = there
                 else:
                     jobs_left[planned.name] = planned, key, parent.file if parent else None

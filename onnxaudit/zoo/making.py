@@ -22,7 +22,7 @@ from onnxaudit.registry import deployed_as, open_suspect, quantise
 from onnxaudit.suspect import InputSpec, Queries, Target
 from onnxaudit.zoo import recipes
 from onnxaudit.zoo.plan import CONVERSIONS, FROM_ANSWERS, FROM_WEIGHTS, Planned
-from onnxaudit.zoo.saving import copy_of, save_uint8_onnx
+from onnxaudit.zoo.saving import DIFFERENTIABLE, copy_of, save_network, save_uint8_onnx
 from onnxaudit.zoo.training import Recipe, build, fit, logits, to_pixels
 
 VERSION = 1
@@ -106,12 +106,20 @@ def key_of(planned: Planned, workshop: Workshop, parent: str = "") -> str:
     return hashlib.sha256(canonical(made_of).encode()).hexdigest()[:12]
 
 
-def found(workshop: Workshop, key: str) -> Made | None:
+def _is_differentiated(planned: Planned) -> bool:
+    """Whether schemes take gradients of it, so that TorchScript lies beside it: of references, as of those that craft trains."""
+    return planned.kind == "reference" and planned.method == "train" and not planned.deployed
+
+
+def found(planned: Planned, workshop: Workshop, key: str) -> Made | None:
     """What an earlier run left under this key, if it was completed and is still whole."""
     for facts in sorted((workshop.folder / "models").glob(f"*-{key}.json")):
         try:
             made = decode(Made, json.loads(facts.read_text(encoding="utf-8")), facts.name)
-            if file_digest(workshop.folder / made.file) == made.sha256:
+            file = workshop.folder / made.file
+            if file_digest(file) == made.sha256 and (
+                not _is_differentiated(planned) or file.with_suffix(DIFFERENTIABLE).is_file()
+            ):
                 return made
         except (OSError, ValueError, OnnxauditError):  # half written or damaged: it is made again
             continue
@@ -157,7 +165,8 @@ def _write(planned: Planned, workshop: Workshop, path: Path) -> None:
     elif planned.method == "forest":
         _grow_forest(planned, workshop, path)
     else:
-        save_uint8_onnx(network(planned, workshop).cpu(), workshop.shape, path)
+        save = save_network if _is_differentiated(planned) else save_uint8_onnx
+        save(network(planned, workshop).cpu(), workshop.shape, path)
 
 
 def network(planned: Planned, workshop: Workshop) -> nn.Module:
