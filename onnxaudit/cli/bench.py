@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from onnxaudit.cli.console import Console, parse_choice, parse_counts, parse_floats, parse_number, parse_shape
+from onnxaudit.cli.console import Console, parse_counts, parse_input
 from onnxaudit.errors import UsageError, missing_extra
 
 BUDGETS = "50,100,200,400,1000"
@@ -77,12 +77,7 @@ def bench(
         jobs=jobs,
         model=model,
         allow_pickle=allow_pickle,
-        input=parse_shape(input),
-        scale=parse_number(scale, "--scale"),
-        mean=parse_floats(mean, "--mean"),
-        std=parse_floats(std, "--std"),
-        layout=parse_choice(layout, "--layout", ("NCHW", "NHWC")),
-        channel_order=parse_choice(channel_order, "--channel-order", ("RGB", "BGR")),
+        **parse_input(input, scale, mean, std, layout, channel_order),
     )
     options = BenchOptions(
         expanded(scheme, crafting) if scheme else None,

@@ -123,6 +123,20 @@ def parse_number(text: str | None, option: str) -> float | None:
         raise UsageError(f"{option} {text!r} is not a number", "For example 1/255, or 1.") from None
 
 
+def parse_input(
+    shape: str | None, scale: str | None, mean: str | None, std: str | None, layout: str | None, channel_order: str | None
+) -> dict[str, Any]:
+    """What the user says of the victim's input, by the fields of CraftOptions."""
+    return {
+        "input": parse_shape(shape),
+        "scale": parse_number(scale, "--scale"),
+        "mean": parse_floats(mean, "--mean"),
+        "std": parse_floats(std, "--std"),
+        "layout": parse_choice(layout, "--layout", ("NCHW", "NHWC")),
+        "channel_order": parse_choice(channel_order, "--channel-order", ("RGB", "BGR")),
+    }
+
+
 def parse_counts(text: str, option: str) -> list[int]:
     """Whole numbers above 1, in increasing order: "10,20,50"."""
     try:

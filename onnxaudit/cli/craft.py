@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from onnxaudit.cli.console import Console, check_alpha, parse_choice, parse_floats, parse_number, parse_shape
+from onnxaudit.cli.console import Console, check_alpha, parse_input
 from onnxaudit.errors import UsageError, missing_extra
 
 
@@ -84,12 +84,7 @@ def craft(
         device=device,
         model=model,
         allow_pickle=allow_pickle,
-        input=parse_shape(input),
-        scale=parse_number(scale, "--scale"),
-        mean=parse_floats(mean, "--mean"),
-        std=parse_floats(std, "--std"),
-        layout=parse_choice(layout, "--layout", ("NCHW", "NHWC")),
-        channel_order=parse_choice(channel_order, "--channel-order", ("RGB", "BGR")),
+        **parse_input(input, scale, mean, std, layout, channel_order),
         margin=margin,
         jobs=jobs,
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from onnxaudit.cli.console import Console, parse_choice, parse_floats, parse_number, parse_shape
+from onnxaudit.cli.console import Console, parse_input
 from onnxaudit.errors import UsageError, missing_extra
 
 app = typer.Typer(help="Models whose origin is known, to judge schemes on.", no_args_is_help=True)
@@ -53,12 +53,7 @@ def build(
             device=device,
             model=model,
             allow_pickle=allow_pickle,
-            input=parse_shape(input),
-            scale=parse_number(scale, "--scale"),
-            mean=parse_floats(mean, "--mean"),
-            std=parse_floats(std, "--std"),
-            layout=parse_choice(layout, "--layout", ("NCHW", "NHWC")),
-            channel_order=parse_choice(channel_order, "--channel-order", ("RGB", "BGR")),
+            **parse_input(input, scale, mean, std, layout, channel_order),
         )
     gc.enable()
     console = Console()
