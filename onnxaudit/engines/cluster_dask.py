@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections import deque
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -21,22 +22,30 @@ from onnxaudit.errors import UsageError
 
 PATIENCE = 30
 """Seconds to wait for a scheduler."""
+_LOOK = 5.0
+"""Seconds without news after which a look is taken whether there are workers."""
 _FRESH = 10.0
 """Seconds for which the number of workers is taken as known: those of a batch system come and go."""
 
 
 def open_engine(function: Work, shared: Any, *, jobs: int | None, address: str | None) -> DaskEngine:
     """Connect to a scheduler, or start a cluster of single-threaded processes here. Raises UsageError if nothing answers."""
-    logging.getLogger("distributed").setLevel(
-        logging.CRITICAL
-    )  # it reports each lost worker in pages; the result says it in a line
+    _hush()
     cluster = None if address is not None else _local(jobs)
     try:
         client = Client(cluster or address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:120]
         raise UsageError(f"no Dask scheduler answers at {address}: {reason}", "Start one with: dask scheduler") from None
+    _hush()  # once more: starting sets levels
     return DaskEngine(function, shared, client, cluster)
+
+
+def _hush() -> None:
+    """Dask reports each lost worker in pages; the result says it in a line. Its configuration gives each logger a level."""
+    for name in ("distributed", *logging.root.manager.loggerDict):
+        if name.split(".")[0] in ("distributed", "tornado"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _local(jobs: int | None) -> LocalCluster:
@@ -46,7 +55,9 @@ def _local(jobs: int | None) -> LocalCluster:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
     try:
         with dask.config.set({"distributed.scheduler.allowed-failures": 1}):
-            return LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, dashboard_address=":0")
+            return LocalCluster(
+                n_workers=jobs, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=logging.CRITICAL
+            )
     finally:
         if main:
             signal.signal(signal.SIGINT, before)
@@ -63,7 +74,7 @@ class _Shared(WorkerPlugin):
     def setup(self, worker: object) -> None:  # noqa: ARG002
         """In the worker: one of ours need not tell the terminal that its work was given up."""
         if self._quiet:
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)
+            _hush()
 
 
 def _call(name: str, item: Any) -> Any:
@@ -82,6 +93,7 @@ class DaskEngine:
     def __init__(self, function: Work, shared: Any, client: Client, cluster: LocalCluster | None) -> None:
         self._client = client
         self._cluster = cluster
+        self._jobs = len(cluster.workers) if cluster is not None else 0
         self._name = f"onnxaudit-{uuid.uuid4().hex}"
         self._active: dict[Any, tuple[int, Any, Future[Any]]] = {}
         self._blamed: deque[tuple[int, Any]] = deque()
@@ -112,19 +124,41 @@ class DaskEngine:
         while True:
             if not self._active:
                 self._next()
-            future = self._done.get()
-            ticket, item, _ = self._active.pop(future.key)
-            alone, self._alone = self._alone, False
-            if future.status == "cancelled":
-                raise UsageError("the Dask scheduler went away", "What is done is kept; go on with the same command.")
             try:
-                return ticket, future.result()
-            except KilledWorker as error:
-                if alone:
-                    return ticket, Lost(f"every worker that took it died (last: {error.last_worker.address})")
-                self._blamed.append((ticket, item))
-            finally:
-                future.release()
+                future = self._done.get(timeout=_LOOK)
+            except queue.Empty:
+                self._revive()
+                continue
+            outcome = self._outcome(future)
+            if outcome is not None:
+                return outcome
+
+    def _outcome(self, future: Future[Any]) -> tuple[int, Any] | None:
+        """Ticket and result; None where there is none yet after all."""
+        ticket, item, _ = self._active.pop(future.key)
+        alone, self._alone = self._alone, False
+        try:
+            return ticket, future.result(timeout=_LOOK)
+        except TimeoutError:
+            if future.status != "error":  # else it is the function's own
+                self._active[future.key], self._alone = (ticket, item, future), alone
+                future.add_done_callback(self._done.put)
+                self._revive()  # the worker died that kept the result, which is made again
+                return None
+            raise
+        except CancelledError:
+            raise UsageError("the Dask scheduler went away", "What is done is kept; go on with the same command.") from None
+        except KilledWorker as error:
+            if alone:
+                last = getattr(error.last_worker, "address", "unknown")
+                return ticket, Lost(f"every worker that took it died (last: {last})")
+            self._blamed.append((ticket, item))
+            return None
+
+    def _revive(self) -> None:
+        """A local cluster gives a worker up that dies while it starts."""
+        if self._cluster is not None and len(self._client.nthreads()) < self._jobs:
+            self._cluster.scale(self._jobs)
 
     def _next(self) -> None:
         """Nothing of ours runs: try what was blamed, one by one; then go on."""
