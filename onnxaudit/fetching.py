@@ -66,7 +66,7 @@ def _open(url: str) -> tuple[Any, str]:
         ) from None
     except ValueError:
         raise UsageError(f"nothing here opens {scheme}:// URLs", "Give a file, http(s)://, or a URL that fsspec knows.") from None
-    except Exception as error:
+    except Exception as error:  # as above: credentials, hosts and addresses fail in many ways
         raise _failed(url, "cannot be reached", error) from None
     return system, str(path)
 
@@ -108,7 +108,7 @@ class Cache:
         system, path = _open(url)
         try:
             size = system.info(path).get("size")
-        except Exception as error:
+        except Exception as error:  # as above: each file system has errors of its own
             raise _failed(url, "cannot be fetched", error) from None
         self._make_room(url, size or 0)
         self._count += 1
@@ -127,7 +127,7 @@ class Cache:
         part, whole = place / ".part", place / Path(path).name
         try:
             system.get_file(path, str(part))
-        except Exception as error:
+        except Exception as error:  # as above: each file system has errors of its own
             raise _failed(url, "cannot be fetched", error) from None
         arrived = part.stat().st_size
         if size is not None and arrived != size:
