@@ -23,6 +23,7 @@ CONTRACT = {
     "queries", "seconds",
 }  # fmt: skip
 ADDED = {"error", "statistic", "tolerance", "p_exchangeable", "conditions", "tool", "transcript_sha256"}
+ADDED |= {"references", "line_up", "looks", "needed", "own_pool"}
 
 
 FAILED = CheckOptions(), SuspectError("it hung up", "Try again.")

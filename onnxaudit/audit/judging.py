@@ -19,7 +19,7 @@ from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value
 from onnxaudit.evidence.multiple import holm
-from onnxaudit.report.model import DERIVED, INCONCLUSIVE, NOT_SHOWN, Controls, Report, SchemeResult
+from onnxaudit.report.model import DERIVED, INCONCLUSIVE, NOT_SHOWN, Controls, ReferenceScore, Report, SchemeResult
 from onnxaudit.suspect import SuspectCard
 
 EASY = 0.75
@@ -92,7 +92,18 @@ def judge(
         tolerance=tolerance,
         p_exchangeable=p_value(comparison.statistics) if comparison.statistics is not None and references else None,
         conditions=tuple(_conditions(bundle, controls, answers, weak=weak, looks=looks, level=level)),
+        references=_reference_scores(bundle, comparison),
         tool=__version__,
+    )
+
+
+def _reference_scores(bundle: QueryBundle, comparison: Comparison) -> tuple[ReferenceScore, ...]:
+    if comparison.statistics is None:
+        return ()
+    models = bundle.manifest.of_role("reference")
+    return tuple(
+        ReferenceScore(model.id, model.source, float(score), model.accuracy, model.origin)
+        for model, score in zip(models, comparison.statistics[:-1], strict=True)
     )
 
 

@@ -36,10 +36,13 @@ def line_of(report: Report, source: str, content: str | None, settings: str) -> 
     """A report as a line that is not adjusted yet.
 
     content: what identifies the suspect, see ``content_of``; None where it could not be read. settings: a digest of how it was
-    asked. The accuracies of all references are left out: they are those of the bundle, in every line.
+    asked. What is known of each reference is left out: thousands of lines would repeat it.
     """
     value = {name: getattr(report, name) for name in NAMES}
     value["controls"] = dataclasses.asdict(dataclasses.replace(report.controls, reference_accuracy=()))
+    value["references"] = []
+    value["looks"] = [dataclasses.asdict(look) for look in report.looks]
+    value["line_up"] = report.line_up and dataclasses.asdict(report.line_up)
     value["schemes"] = [{name: getattr(scheme, name) for name in SCHEME_NAMES} for scheme in report.schemes]
     value["suspect"] = {**report.suspect, "source": source}
     alone = {"finding": report.finding, "reasons": list(report.reasons)}

@@ -49,8 +49,50 @@ class Controls:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ReferenceScore:
+    """Where one reference falls. score: its combined statistic, comparable with the suspect's ``Report.score``."""
+
+    id: str
+    source: str
+    score: float
+    accuracy: float | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LineUp:
+    """The suspect's agreement with the victim and with each of its siblings, on the queries that tell them apart.
+
+    p_value: the victim's rank among all of them, exact only over the draw of the victim. e_value: likewise. drawn: whether the
+    victim was drawn at random among its siblings. typical: how ordinary the victim is among its siblings, as a p-value; small:
+    an outlier, and the line-up says little.
+    """
+
+    victim: float
+    siblings: tuple[float, ...]
+    p_value: float
+    e_value: float
+    drawn: bool
+    typical: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """One look at the answers while they come in. queries: of the schemes, answered so far. closer: references as close."""
+
+    queries: int
+    score: float | None
+    closer: int
+    p_value: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Report:
-    """Everything a check found. p_exchangeable: the p-value without tolerance, for comparison. conditions: what is assumed."""
+    """Everything a check found. p_exchangeable: the p-value without tolerance, for comparison. conditions: what is assumed.
+
+    references: empty in a line of a scan. looks: where answers were judged as they came in; needed: queries at the look that
+    decided. own_pool: finding, p and floor with the bundle's own references, where others were given with the check.
+    """
 
     finding: str
     p_value: float | None
@@ -70,6 +112,11 @@ class Report:
     tolerance: float = 0.0
     p_exchangeable: float | None = None
     conditions: tuple[str, ...] = ()
+    references: tuple[ReferenceScore, ...] = ()
+    line_up: LineUp | None = None
+    looks: tuple[Look, ...] = ()
+    needed: int | None = None
+    own_pool: Mapping[str, Any] | None = None
     tool: str = ""
     transcript_sha256: str | None = None
     code: int | None = None
