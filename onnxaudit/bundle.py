@@ -75,8 +75,9 @@ class Manifest:
     """Everything in a bundle that is not a tensor.
 
     shortfall: by how much the references were measured to be less accurate than the victim, where craft trained them.
-    pool_notes: on how the references were chosen. tensors: digest by name. digest: sha256 of the canonical manifest without this
-    field, only in the file.
+    pool_notes: on how the references were chosen. looks: after so many queries of the schemes answers are judged, where they are
+    judged as they come in. drawn: the seed by which the victim was drawn among its siblings; None: it was not. tensors: digest
+    by name. digest: sha256 of the canonical manifest without this field, only in the file.
     """
 
     tool: str
@@ -93,6 +94,8 @@ class Manifest:
     shortfall: float | None = None
     notes: tuple[str, ...] = ()
     pool_notes: tuple[str, ...] = ()
+    looks: tuple[int, ...] = ()
+    drawn: int | None = None
     tensors: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
     digest: str = ""

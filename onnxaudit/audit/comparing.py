@@ -57,10 +57,17 @@ class Comparison:
     unrelated: float = 1.0
 
 
-def compare(bundle: QueryBundle, references: Sequence[Answers], suspect: Answers, inside: Insights | None = None) -> Comparison:
+def compare(
+    bundle: QueryBundle,
+    references: Sequence[Answers],
+    suspect: Answers,
+    inside: Insights | None = None,
+    fewest: int = FEWEST_QUERIES,
+) -> Comparison:
     """Score the suspect and every reference on the same rows, cut to the least access of all of them.
 
-    references: answers of the first so many references of the bundle. inside: what the suspect showed of its inside.
+    references: answers of the first so many references of the bundle. inside: what the suspect showed of its inside. fewest:
+    answered queries that a scheme needs.
     """
     if bundle.manifest.statistic != STATISTIC:
         raise ArtefactError(f"the bundle's statistic {bundle.manifest.statistic!r} is not known here", "Update onnxaudit.")
@@ -72,7 +79,7 @@ def compare(bundle: QueryBundle, references: Sequence[Answers], suspect: Answers
     schemes = tuple(
         _inside(bundle, entry, key, _seen(bundle, len(references), inside), covariate)
         if (key := insight_key(entry))
-        else _scheme(bundle, entry, cut, suspect.answered, covariate, pool, width)
+        else _scheme(bundle, entry, cut, suspect.answered, covariate, pool, width, fewest)
         for entry in bundle.manifest.schemes
     )
     ran = [scheme.standardised for scheme in schemes if scheme.standardised is not None]
@@ -118,6 +125,7 @@ def _scheme(
     covariate: Floats | None,
     pool: _Pool,
     width: int,
+    fewest: int,
 ) -> SchemeScores:
     """cut: answers of the victim, the references and the suspect, at one level of access."""
     representation, detector = REPRESENTATIONS.get(entry.representation), DETECTORS.get(entry.detector)
@@ -131,7 +139,7 @@ def _scheme(
     def skipped(why: str) -> SchemeScores:
         return SchemeScores(entry.name, len(rows), access, skipped=why)
 
-    if len(rows) < FEWEST_QUERIES:
+    if len(rows) < fewest:
         return skipped(f"only {len(rows)} of its queries were answered")
     if detector.trainer and not here.all():
         return skipped(f"only {len(rows)} of its {stop - start} queries were answered; what it learned needs all of them")

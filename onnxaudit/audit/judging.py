@@ -15,11 +15,12 @@ from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import control_accuracy
 from onnxaudit.audit.comparing import FEWEST_CONTROLS, Comparison, compare, labels_of
 from onnxaudit.audit.insights import Insights, askable
+from onnxaudit.audit.looking import Schedule, Seen, schedule, walk
 from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value
 from onnxaudit.evidence.multiple import holm
-from onnxaudit.report.model import DERIVED, INCONCLUSIVE, NOT_SHOWN, Controls, ReferenceScore, Report, SchemeResult
+from onnxaudit.report.model import DERIVED, INCONCLUSIVE, NOT_SHOWN, Controls, Look, ReferenceScore, Report, SchemeResult
 from onnxaudit.suspect import SuspectCard
 
 EASY = 0.75
@@ -27,6 +28,8 @@ EASY = 0.75
 SANE = 0.8
 """A suspect that gets fewer of the easy controls than this is mis-wired, of another task, or broken."""
 FEWEST_EASY = 10
+FEWEST_AT_LOOKS = 3
+"""Queries that a scheme needs at a planned look."""
 FEWEST_OF_CLASS = 4
 CONFUSED = 0.25
 """A suspect that gets no more than this of a class's easy controls right has another label order."""
@@ -43,32 +46,35 @@ def judge(
     stable: bool = True,
     looks: int = 1,
     inside: Insights | None = None,
+    planned: Sequence[int] | None = None,
 ) -> Report:
     """The report on recorded answers: a pure function of its arguments, that anyone can repeat offline.
 
-    looks: how often answers of this suspect were judged as they came in; p is multiplied by it (Bonferroni), because looking
-    again until something is found would otherwise accuse innocents.
+    planned: looks that were fixed before anything was asked, in queries of the schemes; p then holds however early it was
+    known. None: judged once, at the end. looks: how often answers of this suspect were judged as they came in without a plan; p
+    is multiplied by it (Bonferroni), because looking again until something is found would otherwise accuse innocents.
     """
     manifest = bundle.manifest
     level = manifest.alpha if alpha is None else alpha
     references = once(_references, bundle)
     answers = dataclasses.replace(answers, num_classes=manifest.victim.num_classes)
-    comparison = compare(bundle, references, answers, inside)
-    controls = _controls(bundle, answers)
-    weak = _weak(manifest.shortfall, controls)
+    weak = once(_weak, bundle)
     tolerance = WIDE_TOLERANCE if weak else TOLERANCE
-    p = None
-    if comparison.statistics is not None and references:
+    seen = None if planned is None else look_through(bundle, answers, level, planned, inside)
+    answers = answers if seen is None else seen.answers
+    comparison = compare(bundle, references, answers, inside) if seen is None else seen.comparison
+    controls = _controls(bundle, answers)
+    p = seen.p if seen else None
+    if planned is None and comparison.statistics is not None and references:
         p = min(1.0, looks * p_value(comparison.statistics, tolerance, comparison.unrelated))
     floor = min(1.0, looks * p_floor(len(references)))
-    complete = bool(answers.answered[once(askable, bundle)].all())
+    complete = bool(answers.answered[once(askable, bundle)].all()) if planned is None else seen is not None and seen.decided
     reasons = _doubts(floor, len(references), level, comparison, controls, answers, stable=stable, complete=complete)
+    finding = INCONCLUSIVE
     if p is not None and not reasons:
         finding = DERIVED if p <= level else NOT_SHOWN
-        if finding == NOT_SHOWN and not complete:
-            reasons.append("the budget was spent before all queries were asked, and what was asked does not show derivation")
-            finding = INCONCLUSIVE
-    else:
+    if not reasons and finding != DERIVED and not complete:
+        reasons.append("the budget was spent before all queries were asked, and what was asked does not show derivation")
         finding = INCONCLUSIVE
     return Report(
         finding=finding,
@@ -91,9 +97,48 @@ def judge(
         statistic=manifest.statistic,
         tolerance=tolerance,
         p_exchangeable=p_value(comparison.statistics) if comparison.statistics is not None and references else None,
-        conditions=tuple(_conditions(bundle, controls, answers, weak=weak, looks=looks, level=level)),
+        conditions=tuple(_conditions(bundle, controls, answers, weak=weak, looks=looks, level=level, seen=seen)),
         references=_reference_scores(bundle, comparison),
+        looks=_looks(seen),
+        needed=seen.queries[-1] if seen and finding == DERIVED else None,
         tool=__version__,
+    )
+
+
+def look_through(
+    bundle: QueryBundle, answers: Answers, level: float, planned: Sequence[int], inside: Insights | None = None
+) -> Seen | None:
+    """What planned looks at the answers show so far; None before the first. A pure function, as ``judge``."""
+    references = once(_references, bundle)
+    answers = dataclasses.replace(answers, num_classes=bundle.manifest.victim.num_classes)
+
+    def doubtful(cut: Answers, comparison: Comparison) -> bool:
+        controls, floor = _controls(bundle, cut), p_floor(len(references))
+        return bool(_doubts(floor, len(references), level, comparison, controls, cut, stable=True, complete=True))
+
+    return walk(
+        planned_order(bundle, planned),
+        answers,
+        lambda cut: compare(bundle, references, cut, inside, FEWEST_AT_LOOKS),
+        doubtful,
+        len(references),
+        level,
+        WIDE_TOLERANCE if once(_weak, bundle) else TOLERANCE,
+    )
+
+
+def planned_order(bundle: QueryBundle, planned: Sequence[int]) -> Schedule:
+    """In which order a suspect is asked, and after which rows its answers are looked at."""
+    return schedule(bundle, planned, once(_easy, bundle))
+
+
+def _looks(seen: Seen | None) -> tuple[Look, ...]:
+    if seen is None:
+        return ()
+    standings = dict(zip(seen.judged, seen.standings, strict=False))
+    return tuple(
+        Look(queries, score, standings[i].closer if i in standings else None, standings[i].p if i in standings else None)
+        for i, (queries, score) in enumerate(zip(seen.queries, seen.scores, strict=True))
     )
 
 
@@ -174,16 +219,15 @@ def _controls(bundle: QueryBundle, answers: Answers) -> Controls:
     )
 
 
-def _weak(shortfall: float | None, controls: Controls) -> bool:
+def _weak(bundle: QueryBundle) -> bool:
     """Whether the references are clearly less accurate than the victim, which makes strong innocents look close to it.
 
     As measured when they were trained, or on the controls.
     """
+    shortfall, victim, references = bundle.manifest.shortfall, bundle.manifest.victim.accuracy, once(_accuracies, bundle)
     if shortfall is not None and shortfall >= SHORTFALL / 2:
         return True
-    if controls.victim_accuracy is None or not controls.reference_accuracy:
-        return False
-    return _quantile(controls.reference_accuracy, 0.5) <= controls.victim_accuracy - SHORTFALL
+    return victim is not None and bool(references) and _quantile(references, 0.5) <= victim - SHORTFALL
 
 
 def _stronger(controls: Controls) -> bool:
@@ -263,7 +307,9 @@ def _scheme_results(comparison: Comparison, tolerance: float, references: int) -
     return tuple(results)
 
 
-def _conditions(bundle: QueryBundle, controls: Controls, answers: Answers, *, weak: bool, looks: int, level: float) -> list[str]:
+def _conditions(
+    bundle: QueryBundle, controls: Controls, answers: Answers, *, weak: bool, looks: int, level: float, seen: Seen | None
+) -> list[str]:
     """What is assumed, and what weakens the finding, in words."""
     said = [*bundle.manifest.pool_notes, *bundle.manifest.notes]
     if once(_references, bundle):
@@ -285,6 +331,11 @@ def _conditions(bundle: QueryBundle, controls: Controls, answers: Answers, *, we
         said.append(f"alpha {level:g} was chosen with the check; the bundle was made for {bundle.manifest.alpha:g}")
     if looks > 1:
         said.append(f"answers were judged {looks} times as they came in: p is multiplied by {looks}")
+    if seen is not None and seen.futile:
+        said.append(
+            f"asking ended after {seen.queries[-1]} queries of the schemes: {seen.standings[-1].closer} references are as close "
+            "to the victim as the suspect, and more queries would hardly change that; p is given as 1"
+        )
     if controls.confused:
         said.append(
             f"the suspect gets nearly all easy controls of {controls.confused} wrong: a weak model, or another label order"

@@ -33,12 +33,16 @@ class Peer(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Material:
-    """What a sampler may use. references never calibrate; they and the surrogates are there for schemes that need them."""
+    """What a sampler may use. references never calibrate; they and the surrogates are there for schemes that need them.
+
+    siblings: models by the victim's recipe.
+    """
 
     victim: Victim
     data: Data | None = None
     surrogates: Sequence[Peer] = ()
     references: Sequence[Peer] = ()
+    siblings: Sequence[Peer] = ()
 
     @property
     def space(self) -> Space:

@@ -89,11 +89,16 @@ def p_value(statistics: Floats, tolerance: float = 0.0, schemes: float = 1) -> f
     the mean of so many unrelated z-scores has: references that all score alike do not make a small difference large.
     """
     references, suspect = statistics[:-1], statistics[-1]
-    spread = max(float(references.std(ddof=1)) if len(references) > 1 else 0.0, 1 / schemes**0.5)
+    spread = spread_of(references, schemes)
     # a hair above equality, so that ties stay ties whatever the order of summation;
     # and not-less instead of at-least, so that a NaN counts against the claim
     reached = ~(references + tolerance * spread < suspect - 1e-9)
     return (1 + int(reached.sum())) / (len(references) + 1)
+
+
+def spread_of(references: Floats, schemes: float = 1) -> float:
+    """Standard deviation of the references' statistics, and at least 1 / sqrt(schemes): see ``p_value``."""
+    return float(max(references.std(ddof=1) if len(references) > 1 else 0.0, 1 / schemes**0.5))
 
 
 def p_floor(references: int) -> float:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from onnxaudit.report.exhibits import ExhibitGroup
+
 SCHEMA = "onnxaudit.report/1"
 DERIVED, NOT_SHOWN, INCONCLUSIVE = "derived", "not-shown", "inconclusive"
 EXIT_CODES: Mapping[str, int] = {NOT_SHOWN: 0, DERIVED: 10, INCONCLUSIVE: 11}
@@ -78,11 +80,14 @@ class LineUp:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Look:
-    """One look at the answers while they come in. queries: of the schemes, answered so far. closer: references as close."""
+    """One look at the answers while they come in. queries: of the schemes, answered so far. closer: references as close.
+
+    closer and p_value are None where nothing was decided at this look: no scheme could run, or p was known before.
+    """
 
     queries: int
     score: float | None
-    closer: int
+    closer: int | None
     p_value: float | None
 
 
@@ -92,6 +97,8 @@ class Report:
 
     references: empty in a line of a scan. looks: where answers were judged as they came in; needed: queries at the look that
     decided. own_pool: finding, p and floor with the bundle's own references, where others were given with the check.
+    margin: the tolerance in units of score: a reference counts as close as the suspect if its score + margin >= score.
+    exhibits: single queries, for pages that people read; not in the JSON, which the bundle and the transcript complete.
     """
 
     finding: str
@@ -117,6 +124,8 @@ class Report:
     looks: tuple[Look, ...] = ()
     needed: int | None = None
     own_pool: Mapping[str, Any] | None = None
+    margin: float | None = None
+    exhibits: tuple[ExhibitGroup, ...] = ()
     tool: str = ""
     transcript_sha256: str | None = None
     code: int | None = None
@@ -129,8 +138,8 @@ class Report:
 
     def to_json(self) -> str:
         """One JSON document, keys in the order of the contract; no NaN."""
-        value = dataclasses.asdict(self)
-        del value["code"]
+        value = dataclasses.asdict(dataclasses.replace(self, exhibits=()))
+        del value["code"], value["exhibits"]
         first = ("schema", "status", "finding", "p_value", "p_floor", "alpha", "score", "reasons")
         ordered = {name: value[name] for name in (*first, *(name for name in value if name not in first))}
         return json.dumps(ordered, indent=1, ensure_ascii=False, allow_nan=False)

@@ -18,6 +18,7 @@ class Need(Flag):
     IMAGES = auto()
     SURROGATES = auto()
     REFERENCES = auto()
+    SIBLINGS = auto()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
