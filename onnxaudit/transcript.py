@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,76 @@ from numpy.typing import NDArray
 from onnxaudit.answers import Access, Answers
 from onnxaudit.decode import canonical, parse
 from onnxaudit.errors import ArtefactError, UsageError
+
+SCHEMA = "onnxaudit.transcript/1"
+MOST_SEEN = 1 << 28
+"""Numbers that one model may show of its inside."""
+Batch: TypeAlias = tuple[NDArray[np.int64], Answers]
+"""Rows of the bundle's queries, and the answers to them."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What one call of check added to a transcript.
+
+    facts: what it was called with. known: answers that were there before. again: answers to queries asked twice. references:
+    (entry as JSON, answers) of models that calibrated instead of the bundle's. shown: (model, kind, what it showed of its
+    inside), model "suspect" or a reference's id. sent, failed: queries, retries included; None where it did not come to an end.
+    """
+
+    facts: Mapping[str, Any]
+    known: int
+    again: list[Batch] = field(default_factory=list)
+    references: list[tuple[dict[str, Any], Answers]] = field(default_factory=list)
+    shown: list[tuple[str, str, NDArray[Any]]] = field(default_factory=list)
+    sent: int | None = None
+    failed: int | None = None
+
+
+@dataclass(slots=True)
+class Record:
+    """What the lines of a transcript say, each checked to follow the one before. digest: of the last line.
+
+    kept: batches in the order they were answered. looks: so many answers were judged. runs: empty in a transcript of before
+    runs were recorded.
+    """
+
+    header: dict[str, Any] = field(default_factory=dict)
+    kept: list[Batch] = field(default_factory=list)
+    looks: set[int] = field(default_factory=set)
+    runs: list[Run] = field(default_factory=list)
+    digest: str = ""
+
+    def add(self, line: bytes, where: str) -> None:
+        """Take in one line, its newline included. Raises ArtefactError if it does not follow the line before, or is damaged."""
+        entry = parse(line, where)
+        if not isinstance(entry, dict) or entry.pop("previous", None) != self.digest:
+            raise ArtefactError(f"{where} does not follow the line before", "The file was changed.")
+        if not self.digest:
+            self.header = entry
+        elif "look" in entry:
+            self.looks.add(_count(entry["look"], where, least=1))
+        elif "run" in entry:
+            self.runs.append(Run(_facts(entry["run"], where), sum(len(rows) for rows, _ in self.kept)))
+        elif "again" in entry:
+            self._run(where).again.append(_from_entry({"rows": entry.pop("again"), **entry}, where))
+        elif "reference" in entry:
+            _, answers = _from_entry({"rows": [], **entry}, where, rowless=True)
+            self._run(where).references.append((_facts(entry["reference"], where), answers))
+        elif "inside" in entry:
+            if self.runs:  # before runs were recorded it was looked at again, and never read
+                self.runs[-1].shown.append((str(entry.get("of")), str(entry["inside"]), _seen(entry, where)))
+        elif "sent" in entry:
+            run = self._run(where)
+            run.sent, run.failed = _count(entry["sent"], where), _count(entry.get("failed"), where)
+        else:
+            self.kept.append(_from_entry(entry, where))
+        self.digest = hashlib.sha256(line).hexdigest()
+
+    def _run(self, where: str) -> Run:
+        if not self.runs:
+            raise ArtefactError(f"{where} belongs to no run", "The file was changed.")
+        return self.runs[-1]
 
 
 class Transcript:
@@ -27,14 +98,16 @@ class Transcript:
 
     def __init__(self, path: Path, header: dict[str, Any], *, resume: bool) -> None:
         self.path = path
-        self._previous = ""
-        self.kept: list[tuple[NDArray[np.int64], Answers]] = []
-        self.looks: set[int] = set()
+        self._record = Record()
         lines = list(self._read(header)) if resume and path.exists() else []
         if not resume and path.exists() and path.stat().st_size:
             raise UsageError(f"{path} exists already", "Go on with it by --resume, or give --evidence another name.")
         if resume and not lines and path.exists() and path.stat().st_size:
             raise UsageError(f"{path} is not a transcript", "Give --evidence another name.")
+        self._previous = self._record.digest
+        self.kept = self._record.kept
+        self.looks = self._record.looks
+        self.repeats = [batch for run in self._record.runs for batch in run.again]
         try:
             self._file: IO[bytes] = path.open("wb" if not lines else "r+b")
             if lines:
@@ -48,22 +121,27 @@ class Transcript:
     def _read(self, header: dict[str, Any]) -> Iterator[bytes]:
         *lines, _ = self.path.read_bytes().split(b"\n")  # what follows the last newline was cut off, and is asked again
         for number, text in enumerate(lines):
-            where = f"{self.path.name} line {number + 1}"
-            entry = parse(text, where)
-            if not isinstance(entry, dict) or entry.pop("previous", None) != self._previous:
-                raise ArtefactError(f"{where} does not follow the line before", "The file was changed.")
-            if number == 0 and entry != json.loads(canonical(header)):
+            self._record.add(text + b"\n", f"{self.path.name} line {number + 1}")
+            if number == 0 and self._record.header != json.loads(canonical(header)):
                 raise UsageError(f"{self.path.name} is of another bundle or suspect", "Give --evidence another name.")
-            if "look" in entry:
-                self.looks.add(_look(entry["look"], where))
-            elif number and "inside" not in entry:
-                self.kept.append(_from_entry(entry, where))
-            self._previous = hashlib.sha256(text + b"\n").hexdigest()
             yield text + b"\n"
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Note that a check begins, and what it was called with that may be otherwise in the next one on this transcript."""
+        self._write({"run": dict(facts)})
 
     def record(self, rows: NDArray[np.int64], answers: Answers) -> None:
         """Append one batch and force it to disk."""
-        self._write(_to_entry(rows, answers))
+        self._write({"rows": rows.tolist(), **_to_entry(answers)})
+
+    def repeat(self, rows: NDArray[np.int64], answers: Answers) -> None:
+        """Append answers to queries that were answered before: whether the suspect is stable is judged by them."""
+        self.repeats.append((rows, answers))
+        self._write({"again": rows.tolist(), **_to_entry(answers)})
+
+    def refer(self, entry: object, answers: Answers) -> None:
+        """Append what a model answered, to all queries, that calibrates instead of the bundle's references."""
+        self._write({"reference": entry, **_to_entry(answers)})
 
     def look(self, answered: int) -> None:
         """Note that a p-value was computed on so many answers: every further one on more of them must be paid for."""
@@ -71,11 +149,16 @@ class Transcript:
             self.looks.add(answered)
             self._write({"look": answered})
 
-    def show(self, inside: Mapping[str, NDArray[Any]]) -> None:
-        """Keep what a suspect showed of its inside, for others to judge; after resuming it is looked at again."""
+    def show(self, inside: Mapping[str, NDArray[Any]], of: str = "suspect") -> None:
+        """Keep what a model showed of its inside, for others to judge; after resuming it is looked at again."""
         for name, seen in inside.items():
-            data = base64.b64encode(zlib.compress(seen.astype("<f4").tobytes())).decode()
-            self._write({"inside": name, "shape": list(seen.shape), "data": data})
+            dtype = seen.dtype.newbyteorder("<")
+            data = base64.b64encode(zlib.compress(seen.astype(dtype).tobytes())).decode()
+            self._write({"inside": name, "of": of, "dtype": dtype.str, "shape": list(seen.shape), "data": data})
+
+    def end(self, sent: int, failed: int) -> None:
+        """Note that all was asked, and how many queries that took, retries included."""
+        self._write({"sent": sent, "failed": failed})
 
     def _write(self, entry: dict[str, Any]) -> None:
         line = (canonical({**entry, "previous": self._previous}) + "\n").encode()
@@ -94,35 +177,57 @@ class Transcript:
         self._file.close()
 
 
-def _to_entry(rows: NDArray[np.int64], answers: Answers) -> dict[str, Any]:
+def _to_entry(answers: Answers) -> dict[str, Any]:
     def text(array: NDArray[Any], dtype: str) -> str:
         return base64.b64encode(array.astype(dtype).tobytes()).decode()
 
-    scores = None if answers.scores is None else text(answers.scores, "<f4")
     return {
-        "rows": rows.tolist(),
         "classes": text(answers.classes, "<i4"),
-        "scores": scores,
+        "scores": None if answers.scores is None else text(answers.scores, "<f4"),
         "access": answers.access.word,
         "num_classes": answers.num_classes,
     }
 
 
-def _look(value: object, where: str) -> int:
-    if type(value) is not int or value < 1:
+def _count(value: object, where: str, least: int = 0) -> int:
+    if type(value) is not int or value < least:
         raise ArtefactError(f"{where} is damaged: {str(value)[:20]!r} is no number of answers", "The file was changed.")
     return value
 
 
-def _from_entry(entry: dict[str, Any], where: str) -> tuple[NDArray[np.int64], Answers]:
-    """Rows and answers of one line; nothing in it is trusted. Raises ArtefactError."""
+def _facts(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ArtefactError(f"{where} is damaged: it is of another kind than it says", "The file was changed.")
+    return value
+
+
+def _seen(entry: dict[str, Any], where: str) -> NDArray[Any]:
+    """What a model showed of its inside; it may not unpack to more than its shape says. Raises ArtefactError."""
+    try:
+        dtype, shape = np.dtype(str(entry["dtype"])), [_count(size, where) for size in entry["shape"]]
+        size = dtype.itemsize * min(int(np.prod(shape, dtype=np.float64)), MOST_SEEN)
+        data = zlib.decompressobj().decompress(base64.b64decode(entry["data"], validate=True), size + 1)
+        seen = np.frombuffer(data, dtype).reshape(shape)
+    except (KeyError, TypeError, ValueError, OverflowError, zlib.error) as error:
+        raise ArtefactError(f"{where} is damaged: {error}") from None
+    if dtype.kind != "f" or not np.isfinite(seen).all():
+        raise ArtefactError(f"{where} is damaged: what a model showed is not finite", "The file was changed.")
+    return seen.astype(dtype.newbyteorder("="))
+
+
+def _from_entry(entry: dict[str, Any], where: str, *, rowless: bool = False) -> Batch:
+    """Rows and answers of one line; nothing in it is trusted. rowless: answers to all queries. Raises ArtefactError."""
     try:
         rows, count = np.array(entry["rows"]), entry["num_classes"]
         access = Access[str(entry["access"]).upper()]
-        classes = np.frombuffer(base64.b64decode(entry["classes"], validate=True), "<i4").reshape(len(rows), -1)
+        classes = np.frombuffer(base64.b64decode(entry["classes"], validate=True), "<i4")
+        if rowless:
+            width = 1 if access == Access.LABEL else int(count)
+            rows = np.arange(len(classes) // width)
+        classes = classes.reshape(len(rows), -1)
         scores = entry["scores"]
         decoded = None if scores is None else np.frombuffer(base64.b64decode(scores, validate=True), "<f4").reshape(classes.shape)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ArtefactError(f"{where} is damaged: {error}") from None
     sound = (
         rows.ndim == 1
@@ -137,7 +242,7 @@ def _from_entry(entry: dict[str, Any], where: str) -> tuple[NDArray[np.int64], A
     return rows.astype(np.int64), Answers(classes, decoded, access, count)
 
 
-def check_kept(kept: list[tuple[NDArray[np.int64], Answers]], queries: int, classes: int | None) -> None:
+def check_kept(kept: Sequence[Batch], queries: int, classes: int | None) -> None:
     """Raise ArtefactError unless the kept answers are to different ones of so many queries, and name classes that exist."""
     rows = np.concatenate([rows for rows, _ in kept])
     limit = np.iinfo(np.int32).max if classes is None else classes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxaudit import __version__
+from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import add_models, model_files
-from onnxaudit.audit.insights import Insights, askable, look_inside
+from onnxaudit.audit.insights import Insights, askable, insights_of, look_inside
 from onnxaudit.audit.judging import judge
 from onnxaudit.audit.once import once
 from onnxaudit.audit.progress import Progress
@@ -21,7 +24,7 @@ from onnxaudit.errors import BudgetSpent, UsageError
 from onnxaudit.interview import Interview, interview
 from onnxaudit.report.model import Report
 from onnxaudit.suspect import Suspect, SuspectCard, Target
-from onnxaudit.transcript import Transcript
+from onnxaudit.transcript import SCHEMA, Batch, Transcript
 
 TOGETHER = {"pair", "group", "view"}
 """Columns whose equal neighbours are worth little when asked alone."""
@@ -79,18 +82,22 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
 
 def _with_references_of(bundle: QueryBundle, folder: Path, device: str, progress: Progress) -> QueryBundle:
     """The bundle with its references replaced by the models in a folder: a judge's own pool. It keeps its id."""
+    spec, classes = bundle.manifest.input, bundle.manifest.victim.num_classes
+    targets = [(Target(str(file), spec, classes, device), f"given with the check, in {folder}") for file in model_files(folder)]
+    filled = add_models(without_references(bundle), targets, "reference", progress, strict=False)
+    if not filled.manifest.of_role("reference"):
+        raise UsageError(f"none of the models in {folder} can serve as a reference", "See the notes above; nothing was asked.")
+    return dataclasses.replace(filled, id=bundle.id)
+
+
+def without_references(bundle: QueryBundle) -> QueryBundle:
+    """The bundle without its references and all that was said of them, for others to take their place."""
     others = tuple(m for m in bundle.manifest.models if m.role != "reference")
     manifest = dataclasses.replace(bundle.manifest, models=others, shortfall=None, pool_notes=())
     kept = {model.id for model in others}
     answers = {name: a for name, a in bundle.answers.items() if name in kept}
     insights = {name: seen for name, seen in bundle.insights.items() if name.split("/")[1] in kept}
-    spec, classes = manifest.input, manifest.victim.num_classes
-    targets = [(Target(str(file), spec, classes, device), f"given with the check, in {folder}") for file in model_files(folder)]
-    emptied = dataclasses.replace(bundle, manifest=manifest, answers=answers, insights=insights)
-    filled = add_models(emptied, targets, "reference", progress, strict=False)
-    if not filled.manifest.of_role("reference"):
-        raise UsageError(f"none of the models in {folder} can serve as a reference", "See the notes above; nothing was asked.")
-    return dataclasses.replace(filled, id=bundle.id)
+    return dataclasses.replace(bundle, manifest=manifest, answers=answers, insights=insights)
 
 
 def _interview(
@@ -98,9 +105,7 @@ def _interview(
 ) -> tuple[Interview, bool, Insights]:
     """Ask, in an order fixed by the bundle where the budget may end early; then repeat some. True: the same answers again.
 
-    Also what the suspect shows of its inside, if a scheme looks there.
-
-    Some are always repeated after resuming, to see that the suspect is still the one that gave the kept answers.
+    Also what the suspect shows of its inside, if a scheme looks there. All of it is in the transcript before it is judged.
     """
     order = asking_order(bundle) if options.budget is not None else np.flatnonzero(once(askable, bundle))
     transcript = None
@@ -108,29 +113,62 @@ def _interview(
         transcript = Transcript(options.evidence, _header(bundle, suspect.card, options), resume=options.resume)
     repeat = max(options.repeat, REPEATS) if transcript and transcript.kept else options.repeat
     try:
+        if transcript:
+            _begin(transcript, bundle, suspect.card, options)
         report = progress.task("asking the suspect", len(order))
         budget = options.budget
         if budget is not None and budget > repeat:
             budget -= repeat  # kept for asking some twice
         result = interview(suspect, bundle.queries, order=order, budget=budget, transcript=transcript, progress=report)
         inside = look_inside(bundle, suspect.inside)
-        if transcript and inside:
+        if transcript:
             transcript.show(inside)
+        if options.budget is not None:
+            repeat = min(repeat, max(0, options.budget - result.sent))
+        result, again = _repeat(bundle, suspect, result, repeat, transcript)
+        repeats = transcript.repeats if transcript else again
+        stable = steady(result.answers, repeats) and (bool(again) or not result.reused)
+        if transcript:
+            transcript.end(result.sent, result.failed)
             result = dataclasses.replace(result, transcript_sha256=transcript.sha256)
     finally:
         if transcript:
             transcript.close()
-    if options.budget is not None:
-        repeat = min(repeat, max(0, options.budget - result.sent))
+    return result, stable, inside
+
+
+def _begin(transcript: Transcript, bundle: QueryBundle, card: SuspectCard, options: CheckOptions) -> None:
+    """Put into the transcript what this run judges by and the bundle does not have."""
+    pool_notes = bundle.manifest.pool_notes if options.references else None
+    transcript.begin({"tool": __version__, "alpha": options.alpha, "runtime": dict(card.runtime), "pool_notes": pool_notes})
+    for entry in bundle.manifest.of_role("reference") if options.references else ():
+        transcript.refer(entry, bundle.answers[entry.id])
+        transcript.show(insights_of(bundle, entry.id), entry.id)
+
+
+def _repeat(
+    bundle: QueryBundle, suspect: Suspect, result: Interview, repeat: int, transcript: Transcript | None
+) -> tuple[Interview, list[Batch]]:
+    """Ask the first so many answered queries once more; nothing comes back where the budget does not allow it.
+
+    Some are always repeated after resuming, to see that the suspect is still the one that gave the kept answers.
+    """
     rows = np.flatnonzero(result.answers.answered)[:repeat]
     if not len(rows):
-        return result, not result.reused, inside
+        return result, []
     try:
         again = suspect.ask(bundle.queries[rows])
     except BudgetSpent:  # retries used up what was kept for this
-        return result, not result.reused, inside
+        return result, []
+    if transcript:
+        transcript.repeat(rows, again)
     sent = getattr(suspect, "queries_sent", result.sent + len(rows))
-    return dataclasses.replace(result, sent=sent), bool((again.labels == result.answers.labels[rows]).all()), inside
+    return dataclasses.replace(result, sent=sent), [(rows, again)]
+
+
+def steady(answers: Answers, repeats: Sequence[Batch]) -> bool:
+    """Whether all queries that were asked twice got the same label again, in whichever run."""
+    return all(bool((again.labels == answers.labels[rows]).all()) for rows, again in repeats)
 
 
 def asking_order(bundle: QueryBundle) -> NDArray[np.int64]:
@@ -151,7 +189,7 @@ def _header(bundle: QueryBundle, card: SuspectCard, options: CheckOptions) -> di
     """What a transcript must agree on to be gone on with: whom it asked, how, and how much of the answers it kept."""
     files = {name: value for name, value in card.runtime.items() if "sha256" in name}
     return {
-        "schema": "onnxaudit.transcript/1",
+        "schema": SCHEMA,
         "bundle": bundle.id,
         "suspect": {"source": card.source, "sha256": card.sha256, "kind": card.kind, "files": files, "target": options.target},
         "input": dataclasses.asdict(card.input),
