@@ -22,7 +22,7 @@ CONTRACT = {
     "schema", "status", "finding", "p_value", "p_floor", "alpha", "score", "reasons", "bundle", "suspect", "controls", "schemes",
     "queries", "seconds",
 }  # fmt: skip
-ADDED = {"error", "statistic", "tolerance", "p_exchangeable", "conditions", "tool", "transcript_sha256"}
+ADDED = {"error", "statistic", "tolerance", "p_exchangeable", "conditions", "tool", "transcript_sha256", "digest"}
 ADDED |= {"references", "line_up", "looks", "needed", "own_pool"}
 
 

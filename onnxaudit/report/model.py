@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from onnxaudit.decode import canonical
 from onnxaudit.report.exhibits import ExhibitGroup
 
 SCHEMA = "onnxaudit.report/1"
@@ -137,9 +139,20 @@ class Report:
         return EXIT_CODES[self.finding] if self.code is None else self.code
 
     def to_json(self) -> str:
-        """One JSON document, keys in the order of the contract; no NaN."""
+        """One JSON document, keys in the order of the contract, sealed; no NaN."""
         value = dataclasses.asdict(dataclasses.replace(self, exhibits=()))
         del value["code"], value["exhibits"]
         first = ("schema", "status", "finding", "p_value", "p_floor", "alpha", "score", "reasons")
         ordered = {name: value[name] for name in (*first, *(name for name in value if name not in first))}
-        return json.dumps(ordered, indent=1, ensure_ascii=False, allow_nan=False)
+        return written({**ordered, "digest": seal(ordered)})
+
+
+def seal(report: Mapping[str, Any]) -> str:
+    """The digest of a report as JSON values, without its own: any change of what it says shows."""
+    content = {name: value for name, value in report.items() if name != "digest"}
+    return hashlib.sha256(canonical(content).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def written(report: Mapping[str, Any]) -> str:
+    """A report, as JSON values, as it is written: there is one way to write each."""
+    return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
