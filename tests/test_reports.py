@@ -23,7 +23,7 @@ CONTRACT = {
     "queries", "seconds",
 }  # fmt: skip
 ADDED = {"error", "statistic", "tolerance", "p_exchangeable", "conditions", "tool", "transcript_sha256", "digest"}
-ADDED |= {"references", "line_up", "looks", "needed", "own_pool"}
+ADDED |= {"references", "line_up", "looks", "needed", "own_pool", "margin"}
 
 
 FAILED = CheckOptions(), SuspectError("it hung up", "Try again.")

@@ -154,5 +154,8 @@ def seal(report: Mapping[str, Any]) -> str:
 
 
 def written(report: Mapping[str, Any]) -> str:
-    """A report, as JSON values, as it is written: there is one way to write each."""
-    return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    """A report, as JSON values, as it is written: there is one way to write each.
+
+    Names of files may have bytes that are no text, which UTF-8 cannot say: these become escapes of JSON.
+    """
+    return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace").decode()

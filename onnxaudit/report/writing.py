@@ -8,14 +8,24 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import UsageError
+from onnxaudit.report.markdown import markdown
 from onnxaudit.report.model import Report
-from onnxaudit.report.text import markdown, text
+from onnxaudit.report.text import text
 
-FORMATS: dict[str, Callable[[Report], str]] = {
-    ".json": lambda report: report.to_json() + "\n",
-    ".md": markdown,
-    ".txt": lambda report: text(report) + "\n",
+
+def _page(report: Report, bundle: QueryBundle | None) -> str:
+    from onnxaudit.report.page import page  # jinja2 takes its time
+
+    return page(report, bundle)
+
+
+FORMATS: dict[str, Callable[[Report, QueryBundle | None], str]] = {
+    ".html": _page,
+    ".json": lambda report, _: report.to_json() + "\n",
+    ".md": lambda report, _: markdown(report),
+    ".txt": lambda report, _: text(report) + "\n",
 }
 
 
@@ -27,12 +37,16 @@ def check_format(path: Path) -> None:
         raise UsageError(f"-o {path}: its folder does not exist or cannot be written to", "Choose another place.")
 
 
-def write_all(report: Report, path: Path) -> None:
-    """Write the report in the format of the suffix, in one step. Raises UsageError if it cannot be written."""
+def write_all(report: Report, path: Path, bundle: QueryBundle | None = None) -> None:
+    """Write the report in the format of the suffix, in one step. Raises UsageError if it cannot be written.
+
+    bundle: whose queries a page shows as pictures.
+    """
     check_format(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(FORMATS[path.suffix](report), encoding="utf-8")
+        # names of files may have bytes that are no text; in JSON what is written for them is an escape
+        temporary.write_text(FORMATS[path.suffix](report, bundle), encoding="utf-8", errors="backslashreplace")
         os.replace(temporary, path)  # noqa: PTH105 - the atomic one
     except OSError as error:
         with contextlib.suppress(OSError):
