@@ -18,7 +18,7 @@ from onnxaudit.audit.insights import Insights, askable
 from onnxaudit.audit.looking import Schedule, Seen, schedule, walk
 from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle
-from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value
+from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value, spread_of
 from onnxaudit.evidence.multiple import holm
 from onnxaudit.report.model import DERIVED, INCONCLUSIVE, NOT_SHOWN, Controls, Look, ReferenceScore, Report, SchemeResult
 from onnxaudit.suspect import SuspectCard
@@ -96,6 +96,7 @@ def judge(
         seconds={},
         statistic=manifest.statistic,
         tolerance=tolerance,
+        margin=_margin(comparison, tolerance) if p is not None else None,
         p_exchangeable=p_value(comparison.statistics) if comparison.statistics is not None and references else None,
         conditions=tuple(_conditions(bundle, controls, answers, weak=weak, looks=looks, level=level, seen=seen)),
         references=_reference_scores(bundle, comparison),
@@ -140,6 +141,13 @@ def _looks(seen: Seen | None) -> tuple[Look, ...]:
         Look(queries, score, standings[i].closer if i in standings else None, standings[i].p if i in standings else None)
         for i, (queries, score) in enumerate(zip(seen.queries, seen.scores, strict=True))
     )
+
+
+def _margin(comparison: Comparison, tolerance: float) -> float | None:
+    """The tolerance in units of the combined statistic, as ``p_value`` counts it."""
+    if comparison.statistics is None:
+        return None
+    return tolerance * spread_of(comparison.statistics[:-1], comparison.unrelated)
 
 
 def _reference_scores(bundle: QueryBundle, comparison: Comparison) -> tuple[ReferenceScore, ...]:
