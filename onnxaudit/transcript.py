@@ -122,7 +122,7 @@ class Transcript:
         *lines, _ = self.path.read_bytes().split(b"\n")  # what follows the last newline was cut off, and is asked again
         for number, text in enumerate(lines):
             self._record.add(text + b"\n", f"{self.path.name} line {number + 1}")
-            if number == 0 and self._record.header != json.loads(canonical(header)):
+            if number == 0 and _said(self._record.header) != _said(json.loads(canonical(header))):
                 raise UsageError(f"{self.path.name} is of another bundle or suspect", "Give --evidence another name.")
             yield text + b"\n"
 
@@ -175,6 +175,11 @@ class Transcript:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _said(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What a header says; a key that an earlier version did not know is as good as one that says nothing."""
+    return {name: value for name, value in header.items() if value is not None}
 
 
 def _to_entry(answers: Answers) -> dict[str, Any]:

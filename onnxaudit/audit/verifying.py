@@ -1,0 +1,73 @@
+"""verify(): what a file says, checked against all that it can be checked against, offline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxaudit.audit.attesting import verify_commitment, verify_envelope, verify_opening, verify_stamp
+from onnxaudit.audit.records import kind_of
+from onnxaudit.audit.replaying import verify_report, verify_transcript
+from onnxaudit.bundle import load
+from onnxaudit.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """What a file is to be checked against; the names are those of the command line. None: not given.
+
+    bundle: called only where a bundle is needed.
+    """
+
+    bundle: Callable[[], Path]
+    evidence: Path | None = None
+    of: Path | None = None
+    commitment: Path | None = None
+    public_key: Path | None = None
+    timestamp: Path | None = None
+    tsa_cert: Path | None = None
+
+
+TAKES: Mapping[str, tuple[str, ...]] = {
+    "bundle": (),
+    "report": ("evidence",),
+    "transcript": (),
+    "commitment": ("of",),
+    "envelope": ("of", "public_key"),
+    "opening": ("commitment", "public_key"),
+}
+"""Options that mean something for each kind of file; a time-stamp may be of any."""
+NAMES: Mapping[str, str] = {
+    "report": "a report",
+    "transcript": "a transcript",
+    "commitment": "a commitment",
+    "envelope": "a signed commitment",
+    "opening": "opened queries",
+}
+
+
+def verify_file(path: Path, options: VerifyOptions) -> Iterator[str]:
+    """What holds of a file, line by line as it is found out; the first line is about the file itself.
+
+    Raises ArtefactError for the first thing that does not hold, UsageError where something to check it against is missing.
+    """
+    kind = "report" if options.evidence is not None else kind_of(path)
+    for name in ("evidence", "of", "commitment", "public_key"):
+        if getattr(options, name) is not None and name not in TAKES[kind]:
+            raise UsageError(f"--{name.replace('_', '-')} means nothing for a {kind}", "See: onnxaudit verify --help")
+    if kind == "bundle":
+        bundle = load(path)
+        yield f"{path}: intact. {len(bundle.manifest.tensors)} tensors match their digests; id {bundle.id}"
+    else:
+        lines = {
+            "report": lambda: verify_report(path, options.evidence, options.bundle),
+            "transcript": lambda: verify_transcript(path),
+            "commitment": lambda: verify_commitment(path, options.of),
+            "envelope": lambda: verify_envelope(path, options.public_key, options.of),
+            "opening": lambda: verify_opening(path, options.commitment, options.public_key),
+        }[kind]()
+        yield f"{path}: holds ({NAMES[kind]})"
+        yield from lines
+    if options.timestamp is not None:
+        yield from verify_stamp(path, options.timestamp, options.tsa_cert)
