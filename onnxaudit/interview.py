@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,10 +42,14 @@ def interview(
     budget: int | None = None,
     transcript: Transcript | None = None,
     progress: Callable[[int], None] | None = None,
+    pauses: Sequence[int] = (),
+    enough: Callable[[Answers], bool] | None = None,
 ) -> Interview:
     """Ask the suspect all queries, in ``order`` (row numbers), as far as the budget goes; not what a transcript already holds.
 
-    Every batch is recorded before the next is asked. Raises what the suspect raises; the transcript then keeps what was paid for.
+    pauses: when so many in that order have been answered, ``enough`` is asked whether to stop; such looks are planned, and none
+    must be paid for. Every batch is recorded before the next is asked. Raises what the suspect raises; the transcript then keeps
+    what was paid for.
     """
     started = time.perf_counter()
     kept = list(transcript.kept) if transcript else []
@@ -55,11 +59,17 @@ def interview(
     wanted = np.arange(len(queries)) if order is None else order
     todo = wanted[~np.isin(wanted, known)]
     left = len(todo) if budget is None else min(len(todo), budget)
-    start = 0
+    start, ahead = 0, [pause for pause in pauses if pause < len(wanted)]
     while start < left:
+        reached = len(wanted) - len(todo) + start
+        if enough and ahead and reached >= ahead[0]:
+            ahead = [pause for pause in ahead if pause > reached]
+            if enough(_assemble(kept, len(queries))):
+                break
         # no more than the suspect takes at once: each reply is recorded before the next is paid for
         size = min(BATCH, suspect.card.batch or suspect.card.max_batch or BATCH)
-        rows = todo[start : min(start + size, left)]
+        stop = left if not (enough and ahead) else min(left, start + ahead[0] - reached)
+        rows = todo[start : min(start + size, stop)]
         try:
             answers = suspect.ask(queries[rows])
         except BudgetSpent:
@@ -75,7 +85,7 @@ def interview(
     fresh = sum(len(rows) for rows, _ in kept) - len(known)
     sent = getattr(suspect, "queries_sent", fresh)
     answers = _assemble(kept, len(queries))
-    if transcript:
+    if transcript and enough is None:
         transcript.look(int(answers.answered.sum()))
     return Interview(
         answers,

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from onnxaudit.answers import Access
-from onnxaudit.audit.comparing import _Pool
 from onnxaudit.audit.progress import Silent
 from onnxaudit.audit.scanning import ScanOptions, scan
+from onnxaudit.audit.sides import Pool
 from onnxaudit.bundle import QueryBundle
 from tests.linear_scan import near, save_bundle, save_suspect, weights_of
 
@@ -35,7 +35,7 @@ class Forgetful(dict[Any, Any]):
 
 def test_what_other_threads_clear_is_not_missed(bundle: QueryBundle) -> None:
     references = tuple(bundle.answers[model.id] for model in bundle.manifest.of_role("reference"))
-    pool = _Pool(bundle.answers["victim"], references, {}, Forgetful())
+    pool = Pool(bundle.answers["victim"], references, (), {}, Forgetful())
     assert len(pool.cut(Access.LABEL, 1)) == 60
 
 

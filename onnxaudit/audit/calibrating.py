@@ -12,6 +12,9 @@ from onnxaudit.audit.insights import Insights, look_inside, named
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import ModelEntry, QueryBundle
 from onnxaudit.errors import OnnxauditError, UsageError
+from onnxaudit.evidence.calibration import STATISTIC
+from onnxaudit.evidence.siblings import FEWEST
+from onnxaudit.evidence.siblings import STATISTIC as SIBLING_STATISTIC
 from onnxaudit.interview import interview
 from onnxaudit.registry import adapters, open_suspect
 from onnxaudit.suspect import Target
@@ -71,14 +74,16 @@ def control_accuracy(bundle: QueryBundle, answers: Answers) -> float | None:
 
 
 def refusal(bundle: QueryBundle, entry: ModelEntry, answers: Answers, pool: Sequence[Answers] = ()) -> str | None:
-    """Why a model cannot serve in its role, in words, or None. References that are the victim, or know nothing, are refused.
+    """Why a model cannot serve in its role, in words, or None. References and siblings that are the victim are refused, and
+    references that know nothing.
 
     pool: answers of further models of the task, which say how far apart two of them usually are.
     """
     independent = entry.role in ("reference", "training")
-    models = [model for model in bundle.manifest.models if model.role != "victim" or independent]
+    apart = independent or entry.role == "sibling"
+    models = [model for model in bundle.manifest.models if model.role != "victim" or apart]
     twin = next((model for model in models if entry.sha256 and model.sha256 == entry.sha256), None)
-    place = copied(answers, [bundle.answers[model.id] for model in models], pool, rounded=independent)
+    place = copied(answers, [bundle.answers[model.id] for model in models], pool, rounded=apart)
     found = twin or (None if place is None else models[place])
     if found is not None and found.role == "victim":
         return "answers as the victim does: it is the victim, or a copy of it"
@@ -159,4 +164,12 @@ def calibrate(bundle: QueryBundle, sources: Sequence[str], role: str, progress: 
     """The bundle with the given models added. Raises UsageError for one that cannot serve, naming it."""
     spec, classes = bundle.manifest.input, bundle.manifest.victim.num_classes
     targets = [(Target(source, spec, classes, device), "added by calibrate") for source in sources]
-    return add_models(bundle, targets, role, progress, strict=True)
+    return preregistered(add_models(bundle, targets, role, progress, strict=True))
+
+
+def preregistered(bundle: QueryBundle) -> QueryBundle:
+    """The bundle with the statistic that it decides by, fixed by what is in it before any suspect is seen."""
+    siblings = len(bundle.manifest.of_role("sibling"))
+    if siblings < FEWEST or bundle.manifest.statistic != STATISTIC:
+        return bundle
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, statistic=SIBLING_STATISTIC))

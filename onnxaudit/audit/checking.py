@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import add_models, model_files
+from onnxaudit.audit.exhibiting import exhibits_of
 from onnxaudit.audit.insights import Insights, askable, insights_of, look_inside
-from onnxaudit.audit.judging import judge
+from onnxaudit.audit.judging import judge, look_through, planned_order
+from onnxaudit.audit.looking import Schedule, asking_order
 from onnxaudit.audit.once import once
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
@@ -26,8 +29,6 @@ from onnxaudit.report.model import Report
 from onnxaudit.suspect import Suspect, SuspectCard, Target
 from onnxaudit.transcript import SCHEMA, Batch, Transcript
 
-TOGETHER = {"pair", "group", "view"}
-"""Columns whose equal neighbours are worth little when asked alone."""
 REPEATS = 8
 """Queries asked again after resuming."""
 
@@ -36,7 +37,8 @@ REPEATS = 8
 class CheckOptions:
     """How a check is to be done. alpha None: the bundle's. repeat: queries asked twice, to see whether answers are stable.
 
-    access, target: recorded in the transcript; target is a digest of all that says which suspect a URL and its headers mean.
+    looks: so many queries of the schemes are asked between looks at the answers; None: all at once. access, target: recorded in
+    the transcript; target is a digest of all that says which suspect a URL and its headers mean.
     """
 
     alpha: float | None = None
@@ -48,6 +50,7 @@ class CheckOptions:
     device: str = "auto"
     access: str | None = None
     target: str | None = None
+    looks: tuple[int, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -68,16 +71,40 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
 
     Whatever the suspect raises passes through; a transcript then holds the answers so far.
     """
-    clock = _Clock({"open": round(opened, 4)})
+    clock, own = _Clock({"open": round(opened, 4)}), bundle
     if options.references:
         bundle = _with_references_of(bundle, options.references, options.device, progress)
         clock.lap("references")
     result, stable, inside = _interview(bundle, suspect, options, progress)
     clock.lap("ask")
-    report = judge(bundle, suspect.card, result.answers, options.alpha, stable=stable, looks=result.looks, inside=inside)
+    judged = partial(
+        judge,
+        card=suspect.card,
+        answers=result.answers,
+        alpha=options.alpha,
+        stable=stable,
+        looks=result.looks,
+        inside=inside,
+        planned=options.looks,
+    )
+    report = judged(bundle)
+    if own is not bundle and own.manifest.of_role("reference"):
+        report = dataclasses.replace(report, own_pool=_beside(judged(own)))
     clock.lap("detect")
     queries = {"sent": result.sent, "reused": result.reused, "failed": result.failed}
-    return dataclasses.replace(report, queries=queries, seconds=clock.seconds, transcript_sha256=result.transcript_sha256)
+    exhibits, sealed = exhibits_of(bundle, result.answers), result.transcript_sha256
+    return dataclasses.replace(report, queries=queries, seconds=clock.seconds, transcript_sha256=sealed, exhibits=exhibits)
+
+
+def _beside(report: Report) -> Mapping[str, Any]:
+    """What the bundle's own references say, to be shown beside what others do; it decides nothing."""
+    return {
+        "references": report.bundle["references"],
+        "finding": report.finding,
+        "p_value": report.p_value,
+        "p_floor": report.p_floor,
+        "reasons": list(report.reasons),
+    }
 
 
 def _with_references_of(bundle: QueryBundle, folder: Path, device: str, progress: Progress) -> QueryBundle:
@@ -107,7 +134,8 @@ def _interview(
 
     Also what the suspect shows of its inside, if a scheme looks there. All of it is in the transcript before it is judged.
     """
-    order = asking_order(bundle) if options.budget is not None else np.flatnonzero(once(askable, bundle))
+    plan = None if options.looks is None else planned_order(bundle, options.looks)
+    order = _order(bundle, plan, options)
     transcript = None
     if options.evidence:
         transcript = Transcript(options.evidence, _header(bundle, suspect.card, options), resume=options.resume)
@@ -119,10 +147,19 @@ def _interview(
         budget = options.budget
         if budget is not None and budget > repeat:
             budget -= repeat  # kept for asking some twice
-        result = interview(suspect, bundle.queries, order=order, budget=budget, transcript=transcript, progress=report)
         inside = look_inside(bundle, suspect.inside)
         if transcript:
             transcript.show(inside)
+        result = interview(
+            suspect,
+            bundle.queries,
+            order=order,
+            budget=budget,
+            transcript=transcript,
+            progress=report,
+            pauses=plan.stops if plan else (),
+            enough=_enough(bundle, options, inside) if plan else None,
+        )
         if options.budget is not None:
             repeat = min(repeat, max(0, options.budget - result.sent))
         result, again = _repeat(bundle, suspect, result, repeat, transcript)
@@ -135,6 +172,23 @@ def _interview(
         if transcript:
             transcript.close()
     return result, stable, inside
+
+
+def _order(bundle: QueryBundle, plan: Schedule | None, options: CheckOptions) -> NDArray[np.int64]:
+    if plan is not None:
+        return plan.order
+    return asking_order(bundle) if options.budget is not None else np.flatnonzero(once(askable, bundle))
+
+
+def _enough(bundle: QueryBundle, options: CheckOptions, inside: Insights) -> Callable[[Answers], bool]:
+    """Whether what was answered so far decides."""
+    level, looks = options.alpha or bundle.manifest.alpha, options.looks or ()
+
+    def enough(answers: Answers) -> bool:
+        seen = look_through(bundle, answers, level, looks, inside)
+        return seen is not None and seen.decided
+
+    return enough
 
 
 def _begin(transcript: Transcript, bundle: QueryBundle, card: SuspectCard, options: CheckOptions) -> None:
@@ -171,20 +225,6 @@ def steady(answers: Answers, repeats: Sequence[Batch]) -> bool:
     return all(bool((again.labels == answers.labels[rows]).all()) for rows, again in repeats)
 
 
-def asking_order(bundle: QueryBundle) -> NDArray[np.int64]:
-    """All rows worth asking in a random order fixed by the bundle; pairs, groups and views of one scheme stay together."""
-    unit = np.arange(len(bundle.queries))
-    for entry in bundle.manifest.schemes:
-        start, stop = entry.rows
-        for name in TOGETHER & set(entry.columns):
-            values = bundle.columns[entry.column(name)]
-            first = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
-            unit[start:stop] = start + np.repeat(first, np.diff(np.r_[first, stop - start]))
-    place = np.random.default_rng(bundle.manifest.seed).permutation(len(unit))
-    order = np.argsort(place[unit], kind="stable")
-    return order[askable(bundle)[order]]
-
-
 def _header(bundle: QueryBundle, card: SuspectCard, options: CheckOptions) -> dict[str, Any]:
     """What a transcript must agree on to be gone on with: whom it asked, how, and how much of the answers it kept."""
     files = {name: value for name, value in card.runtime.items() if "sha256" in name}
@@ -194,4 +234,5 @@ def _header(bundle: QueryBundle, card: SuspectCard, options: CheckOptions) -> di
         "suspect": {"source": card.source, "sha256": card.sha256, "kind": card.kind, "files": files, "target": options.target},
         "input": dataclasses.asdict(card.input),
         "access": options.access,
+        "looks": None if options.looks is None else list(options.looks),
     }

@@ -13,21 +13,23 @@ import numpy as np
 
 from onnxaudit import __version__
 from onnxaudit.audit.answering import answered
-from onnxaudit.audit.calibrating import add_models
+from onnxaudit.audit.calibrating import add_models, model_files, preregistered
 from onnxaudit.audit.comparing import FEWEST_QUERIES
 from onnxaudit.audit.insights import insight_key, insights_of
-from onnxaudit.audit.pools import gather, targets
+from onnxaudit.audit.pools import gather, peers_of, siblings_of, targets
 from onnxaudit.audit.progress import Progress
 from onnxaudit.audit.sampling import Sampled, rng_of, sample_all
 from onnxaudit.bundle import Manifest, QueryBundle
 from onnxaudit.craft.conventions import conventions, find_convention, first_that_runs
 from onnxaudit.craft.data import Data, load_data
 from onnxaudit.craft.pools.references import split
+from onnxaudit.craft.pools.siblings import draw
 from onnxaudit.craft.sample import Material
 from onnxaudit.craft.samplers.natural import draw_controls
 from onnxaudit.craft.victim import Victim, open_victim
 from onnxaudit.errors import UsageError
 from onnxaudit.evidence.calibration import STATISTIC
+from onnxaudit.evidence.sequential import LOOKS
 from onnxaudit.schemes.catalogue import CATALOGUE, Scheme, portfolio
 from onnxaudit.schemes.compositions import schemes
 from onnxaudit.schemes.representations import REPRESENTATIONS
@@ -51,6 +53,12 @@ class CraftOptions:
     surrogates: Path | None = None
     train_surrogates: int = 0
     surrogate_folder: Path = Path("surrogates")
+    siblings: Path | None = None
+    train_siblings: int = 0
+    recipe: str | None = None
+    sibling_folder: Path = Path("siblings")
+    draw: int | None = None
+    looks: tuple[int, ...] = LOOKS
     seed: int = 0
     alpha: float = 0.05
     device: str = "auto"
@@ -74,6 +82,7 @@ def craft(options: CraftOptions, progress: Progress) -> QueryBundle:
     Deterministic: the same files, options and versions give the same bundle on one machine.
     """
     _check(options)
+    options, drawn_from = drawn(options, progress)
     whole = load_data(options.data) if options.data else None
     chosen, why = _chosen(options, whole)
     victim, notes = victim_of(options, whole)
@@ -81,7 +90,9 @@ def craft(options: CraftOptions, progress: Progress) -> QueryBundle:
         progress.note(note)
     training, data = divided(options, whole)
     pools = gather(options, chosen, victim, (training, data), progress)
-    material = Material(victim, data, pools.surrogate_peers, pools.training_peers)
+    siblings = [(file, "drawn from") for file in drawn_from] or siblings_of(options, victim, progress)
+    family = peers_of(siblings, victim, options.device) if any(Need.SIBLINGS in scheme.needs for scheme in chosen) else []
+    material = Material(victim, data, pools.surrogate_peers, pools.training_peers, family)
     sampled = sample_all(chosen, material, options, progress)
     parts, begin, labels = list(sampled.parts), sum(map(len, sampled.parts)), np.zeros(0, np.int64)
     if data is not None:
@@ -96,9 +107,11 @@ def craft(options: CraftOptions, progress: Progress) -> QueryBundle:
             "there is nothing to ask a suspect: all schemes look inside", "Give data and --controls, or another scheme."
         )
     bundle = answered(QueryBundle(manifest, queries, labels, {}, sampled.columns, sampled.graphs), victim)
-    for role, items in (("training", pools.training), ("surrogate", pools.surrogates), ("reference", pools.calibrating)):
+    roles = {"training": pools.training, "surrogate": pools.surrogates, "sibling": siblings, "reference": pools.calibrating}
+    for role, items in roles.items():
         if items:
             bundle = add_models(bundle, targets(items, victim, options.device), role, progress, strict=False)
+    bundle = preregistered(bundle)
     for words in _doubts(bundle, options):
         progress.note(words)
     pool_notes = (*pools.notes, *bundle.manifest.pool_notes)
@@ -134,12 +147,37 @@ def available(options: CraftOptions) -> Need:
         found |= Need.SURROGATES
     if options.references or options.reference_files or options.train_references:
         found |= Need.REFERENCES
+    if options.siblings or options.train_siblings or options.draw is not None:
+        found |= Need.SIBLINGS
     return found
 
 
 def _check(options: CraftOptions) -> None:
-    if options.queries < 2 or options.controls < 0 or options.train_references < 0 or options.train_surrogates < 0:
+    trained = options.train_references, options.train_surrogates, options.train_siblings
+    if options.queries < 2 or options.controls < 0 or min(trained) < 0:
         raise UsageError("--queries must be at least 2, --controls and --train-… at least 0")
+    if bool(options.train_siblings) != bool(options.recipe):
+        raise UsageError(
+            "--train-siblings and --recipe go together",
+            "For example --train-siblings 19 --recipe training:sibling, a function of a seed.",
+        )
+    if options.draw is not None and (options.siblings or options.train_siblings or not options.victim.is_dir()):
+        raise UsageError(
+            "--draw takes a folder of models by one recipe as VICTIM, and nothing else about siblings", "Give the folder."
+        )
+
+
+def drawn(options: CraftOptions, progress: Progress) -> tuple[CraftOptions, list[Path]]:
+    """With ``draw``, the options for the model that the lot fell on, and the files of its siblings."""
+    if options.draw is None:
+        if options.victim.is_dir():
+            raise UsageError(
+                f"{options.victim} is a folder", "Give the victim's file; or --draw SEED to draw it among its siblings."
+            )
+        return options, []
+    victim, others = draw(model_files(options.victim, "by one recipe"), options.draw)
+    progress.note(f"drawn by lot among {len(others) + 1}: {victim.name} is the one to deploy; keep the others in the house")
+    return dataclasses.replace(options, victim=victim), others
 
 
 def divided(options: CraftOptions, whole: Data | None) -> tuple[Data | None, Data | None]:
@@ -218,4 +256,6 @@ def _manifest(
         models=(),
         data_sha256=data.sha256 if data else None,
         notes=tuple(notes),
+        looks=tuple(look for look in options.looks if look < controls[0]),
+        drawn=options.draw,
     )

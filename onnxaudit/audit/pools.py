@@ -15,6 +15,7 @@ from onnxaudit.audit.progress import Progress
 from onnxaudit.craft.data import Data
 from onnxaudit.craft.pools.peers import has_gradients, open_peers
 from onnxaudit.craft.pools.references import CLOSE, choose, train_references
+from onnxaudit.craft.pools.siblings import train_siblings
 from onnxaudit.craft.pools.surrogates import train_surrogates
 from onnxaudit.craft.sample import Peer
 from onnxaudit.craft.samplers.natural import draw_controls
@@ -85,7 +86,7 @@ def gather(
         helping, notes = surrogates, notes + said
         if len(helping) < FEWEST:
             raise UsageError(f"{len(helping)} of the surrogates can serve", f"At least {FEWEST} are needed; see the notes above.")
-    peers = (_peers(making, victim, options.device), _peers(helping, victim, options.device))
+    peers = (peers_of(making, victim, options.device), peers_of(helping, victim, options.device))
     return Pools(calibrating, making, surrogates, *peers, notes, shortfall)
 
 
@@ -106,7 +107,8 @@ def _sound(
     return [items[place] for place in taken], filled.manifest.pool_notes
 
 
-def _peers(items: Sequence[tuple[Path, str]], victim: Victim, device: str) -> list[Peer]:
+def peers_of(items: Sequence[tuple[Path, str]], victim: Victim, device: str) -> list[Peer]:
+    """Files as models that samplers may ask."""
     return open_peers([file for file, _ in items], victim.spec, victim.num_classes, device)
 
 
@@ -146,6 +148,19 @@ def _surrogates(
     count, folder = options.train_surrogates, options.surrogate_folder
     trained = train_surrogates(training, test, victim, count, options.seed, folder, jobs=options.jobs, progress=report)
     return [(item.path, f"trained by craft: {item.task}") for item in trained]
+
+
+def siblings_of(options: CraftOptions, victim: Victim, progress: Progress) -> list[tuple[Path, str]]:
+    """Models by the victim's own recipe, given or trained by the owner's own code."""
+    if options.siblings:
+        return [(file, "given by the owner") for file in model_files(options.siblings, "by the victim's recipe")]
+    if not options.train_siblings or options.recipe is None:
+        return []
+    report = progress.task("training siblings", options.train_siblings)
+    files = train_siblings(
+        options.recipe, victim, options.train_siblings, options.sibling_folder, jobs=options.jobs, progress=report
+    )
+    return [(file, f"trained by {options.recipe}, seed {seed}") for seed, file in enumerate(files, start=1)]
 
 
 def _references(

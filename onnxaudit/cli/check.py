@@ -11,6 +11,7 @@ from onnxaudit.cli.console import (
     check_alpha,
     find_bundle,
     parse_choice,
+    parse_counts,
     parse_floats,
     parse_headers,
     parse_number,
@@ -28,11 +29,18 @@ def check(
     references: Annotated[
         Path | None, typer.Option(help="Calibrate with these models instead of the bundle's references.")
     ] = None,
+    looks: Annotated[
+        str | None,
+        typer.Option(
+            help="Look after so many queries of the schemes, as 10,20,50, and stop when enough is known; none: ask all at once. "
+            "Default: the bundle's with --url, else none."
+        ),
+    ] = None,
     budget: Annotated[int | None, typer.Option(help="Send at most so many queries, retries included.")] = None,
     evidence: Annotated[Path | None, typer.Option(help="Transcript (JSONL). Over HTTP it is kept by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the transcript; nothing answered is asked again.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
-    output: Annotated[list[Path] | None, typer.Option("-o", "--output", help="Also write .json, .md or .txt.")] = None,
+    output: Annotated[list[Path] | None, typer.Option("-o", "--output", help="Also write .html, .json, .md or .txt.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     input: Annotated[str | None, typer.Option(help="What the suspect takes, HxWxC. Default: its signature.")] = None,
     scale: Annotated[str | None, typer.Option(help="Factor on 8-bit pixels. Default: the victim's.")] = None,
@@ -73,7 +81,9 @@ def check(
         raise UsageError("--url must begin with http:// or https://", "Give a file without --url.")
     source = url or suspect or ""
     loaded = load(find_bundle(bundle))
-    options = CheckOptions(alpha, references, budget, evidence, resume, 4 if url else 0, device)
+    options = CheckOptions(
+        alpha, references, budget, evidence, resume, 4 if url else 0, device, looks=_planned(looks, loaded.manifest.looks, url)
+    )
     said = {
         "shape": parse_shape(input),
         "layout": parse_choice(layout, "--layout", ("NCHW", "NHWC")),
@@ -107,5 +117,12 @@ def check(
             show(report, as_json=json)
     finally:  # a terminal that went away must not cost the file, nor the other way round
         for path in output or []:
-            write_all(report, path)
+            write_all(report, path, loaded)
     return report.exit_code
+
+
+def _planned(said: str | None, of_bundle: tuple[int, ...], url: str | None) -> tuple[int, ...] | None:
+    """The looks that are asked for, those of the bundle over HTTP, or None for none."""
+    if said is None:
+        return of_bundle if url and of_bundle else None
+    return None if said == "none" else tuple(parse_counts(said, "--looks"))

@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
-from onnxaudit.cli.console import Console, check_alpha, parse_input
+from onnxaudit.cli.console import Console, check_alpha, parse_counts, parse_input
 from onnxaudit.errors import UsageError, missing_extra
 
 
 def craft(
-    victim: Annotated[Path, typer.Argument(help="TorchScript, torch.export .pt2, or weights (with --model).")],
+    victim: Annotated[
+        Path, typer.Argument(help="TorchScript, torch.export .pt2, or weights (with --model); with --draw a folder of siblings.")
+    ],
     data: Annotated[Path | None, typer.Option(help=".npz or .safetensors with x and optional y, or an image folder.")] = None,
     scheme: Annotated[
         list[str] | None,
@@ -25,6 +27,16 @@ def craft(
         Path | None, typer.Option(help="Folder of models derived from the victim, for schemes that learn.")
     ] = None,
     train_surrogates: Annotated[int, typer.Option(help="Derive so many surrogates from the victim.")] = 0,
+    siblings: Annotated[Path | None, typer.Option(help="Folder of models by the victim's own recipe with other seeds.")] = None,
+    train_siblings: Annotated[int, typer.Option(help="Train so many siblings by --recipe.")] = 0,
+    recipe: Annotated[str | None, typer.Option(help="module:function in your code that trains one, given a seed.")] = None,
+    draw: Annotated[
+        int | None, typer.Option(help="VICTIM is a folder of siblings: draw the one to deploy by this seed, keep the others.")
+    ] = None,
+    looks: Annotated[
+        str | None,
+        typer.Option(help="After so many queries of the schemes checks over HTTP look at the answers; or none."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Everything random comes from it.")] = 0,
     alpha: Annotated[float, typer.Option(help="Error rate that the bundle is made for.")] = 0.05,
     output: Annotated[
@@ -59,6 +71,10 @@ def craft(
         )
     if surrogates and train_surrogates:
         raise UsageError("--surrogates and --train-surrogates exclude each other", "Put all of them in one folder.")
+    from onnxaudit.evidence.sequential import LOOKS
+
+    if siblings and train_siblings:
+        raise UsageError("--siblings and --train-siblings exclude each other", "Add more later with: onnxaudit calibrate")
     try:
         from onnxaudit.audit.crafting import CraftOptions
         from onnxaudit.audit.crafting import craft as make
@@ -79,6 +95,12 @@ def craft(
         surrogates=surrogates,
         train_surrogates=train_surrogates,
         surrogate_folder=path.with_suffix(".surrogates"),
+        siblings=siblings,
+        train_siblings=train_siblings,
+        recipe=recipe,
+        sibling_folder=path.with_suffix(".siblings"),
+        draw=draw,
+        looks=LOOKS if looks is None else () if looks == "none" else tuple(parse_counts(looks, "--looks")),
         seed=seed,
         alpha=alpha,
         device=device,
@@ -96,5 +118,6 @@ def craft(
     if not manifest.of_role("reference"):
         console.note("no references: check can only say inconclusive. Give --references DIR, or --train-references 39")
     names = ", ".join(entry.name for entry in manifest.schemes)
-    references_said = f"{len(manifest.of_role('reference'))} references"
+    kin = len(manifest.of_role("sibling"))
+    references_said = f"{len(manifest.of_role('reference'))} references" + (f", {kin} siblings" if kin else "")
     typer.echo(f"{path}: {len(bundle.queries)} queries ({names}, controls), {references_said}, id {bundle.id[:16]}")

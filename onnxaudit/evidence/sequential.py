@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxaudit.evidence.calibration import Floats, spread_of
 
-LOOKS = (10, 20, 50, 100, 200, 500, 1000)
+LOOKS = (10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000)
 """Queries of the schemes after which answers are judged, unless a bundle says otherwise."""
 LEAD = 1.0
 """Standard deviations by which a model must lead all others to enter before the last look."""
@@ -17,8 +17,8 @@ LEAD = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The suspect after one look. p: its p-value, None while it is not known. ahead: references that entered before it, or,
-    at the last look, that are as close; closer: references as close by this look alone. best: the smallest p it can still get.
+    """The suspect after one look. p: its p-value, None while it is not known. ahead: references that entered before it, and at
+    the last look those that rank before it; closer: references as close by this look alone. best: the least p still possible.
     """
 
     p: float | None
@@ -53,30 +53,30 @@ def order_of_entry(looks: Sequence[Glance], *, final: bool, tolerance: float = 0
         m = len(look.statistics) - 1
         lowered = look.statistics.copy()
         lowered[m] -= tolerance * spread_of(lowered[:-1], look.schemes)
-        # not-less instead of at-least, so that a NaN counts against the claim
-        closer = set(np.flatnonzero(~(lowered[:-1] < lowered[m] - 1e-9)).tolist())
+        closer = int((look.statistics[:-1] >= look.statistics[m]).sum())
         p = None
         if final and number == len(looks) - 1:
-            entered |= closer
+            # not-less instead of at-least, so that a NaN counts against the claim
+            entered |= set(np.flatnonzero(~(lowered[:-1] < lowered[m] - 1e-9)).tolist())
             p = (1 + len(entered)) / (m + 1)
         elif _leader(lowered, look.schemes) == m:
             p = (1 + len(entered)) / (m + 1)
         else:
             leaders = _leader(lowered, look.schemes), _leader(look.statistics, look.schemes)
             entered |= {leader for leader in leaders if leader is not None and leader != m}
-        standings.append(Standing(p, len(entered), len(closer), (1 + len(entered)) / (m + 1)))
+        standings.append(Standing(p, len(entered), closer, (1 + len(entered)) / (m + 1)))
         if p is not None:
             break
     return standings
 
 
 def futile(standings: Sequence[Standing], references: int, alpha: float) -> bool:
-    """Whether asking on is not worth it: too many references are ahead, or, after the first look, at least half are as close.
+    """Whether asking on is not worth it: too many references are ahead, or at two looks running at least half are as close.
 
     Stopping for it never accuses anybody: the finding then is that derivation is not shown.
     """
-    last = standings[-1]
-    return last.best > alpha + 1e-12 or (len(standings) > 1 and 2 * last.closer >= references)
+    recent = standings[-2:]
+    return recent[-1].best > alpha + 1e-12 or (len(recent) == 2 and all(2 * look.closer >= references for look in recent))
 
 
 def _leader(statistics: Floats, schemes: float) -> int | None:
