@@ -64,7 +64,7 @@ def interview(
         reached = len(wanted) - len(todo) + start
         if enough and ahead and reached >= ahead[0]:
             ahead = [pause for pause in ahead if pause > reached]
-            if enough(_assemble(kept, len(queries))):
+            if enough(assemble(kept, len(queries))):
                 break
         # no more than the suspect takes at once: each reply is recorded before the next is paid for
         size = min(BATCH, suspect.card.batch or suspect.card.max_batch or BATCH)
@@ -84,7 +84,7 @@ def interview(
         raise UsageError("the budget allows no query at all", "Raise --budget.")
     fresh = sum(len(rows) for rows, _ in kept) - len(known)
     sent = getattr(suspect, "queries_sent", fresh)
-    answers = _assemble(kept, len(queries))
+    answers = assemble(kept, len(queries))
     if transcript and enough is None:
         transcript.look(int(answers.answered.sum()))
     return Interview(
@@ -98,7 +98,7 @@ def interview(
     )
 
 
-def _assemble(kept: list[tuple[NDArray[np.int64], Answers]], n: int) -> Answers:
+def assemble(kept: list[tuple[NDArray[np.int64], Answers]], n: int) -> Answers:
     """All answers in the order of the queries; rows without one are -1 (and NaN)."""
     asked = np.concatenate([rows for rows, _ in kept])
     answers = Answers.concatenate([answers for _, answers in kept])

@@ -89,14 +89,14 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
     )
     report = judged(bundle)
     if own is not bundle and own.manifest.of_role("reference"):
-        report = dataclasses.replace(report, own_pool=_beside(judged(own)))
+        report = dataclasses.replace(report, own_pool=beside(judged(own)))
     clock.lap("detect")
     queries = {"sent": result.sent, "reused": result.reused, "failed": result.failed}
     exhibits, sealed = exhibits_of(bundle, result.answers), result.transcript_sha256
     return dataclasses.replace(report, queries=queries, seconds=clock.seconds, transcript_sha256=sealed, exhibits=exhibits)
 
 
-def _beside(report: Report) -> Mapping[str, Any]:
+def beside(report: Report) -> Mapping[str, Any]:
     """What the bundle's own references say, to be shown beside what others do; it decides nothing."""
     return {
         "references": report.bundle["references"],

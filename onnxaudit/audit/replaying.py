@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +13,13 @@ from typing import Any
 
 from onnxaudit import __version__
 from onnxaudit.audit.calibrating import control_accuracy, with_models
-from onnxaudit.audit.checking import _beside, steady, without_references
+from onnxaudit.audit.checking import beside, steady, without_references
 from onnxaudit.audit.judging import judge
 from onnxaudit.audit.records import read_json, read_transcript
 from onnxaudit.bundle import ModelEntry, QueryBundle, load
 from onnxaudit.decode import canonical, decode
 from onnxaudit.errors import ArtefactError, UsageError
-from onnxaudit.interview import _assemble
+from onnxaudit.interview import assemble
 from onnxaudit.report.model import INCONCLUSIVE, Report, seal, written
 from onnxaudit.suspect import InputSpec, SuspectCard
 from onnxaudit.transcript import Record, Run, check_kept
@@ -27,6 +28,9 @@ NOT_RECOMPUTED = ("seconds", "digest")
 """Keys of a report that no transcript can give: the seal alone covers them."""
 NAMED = 4
 """Differences that a message names at most."""
+ROUNDING = 1e-9
+"""By so much two processors, or two builds of NumPy, may differ in a number that takes thousands of additions."""
+MISSING = "nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +91,11 @@ def verify_report(path: Path, evidence: Path | None, find_bundle: Callable[[], P
     yield f"{bundle_path.name} is the bundle it names, and intact"
     record, left = read_transcript(evidence, report.get("transcript_sha256"))
     yield f"{evidence.name} is the transcript it names, and its lines follow each other"
-    compare(path, report, replay(bundle, record, evidence.name), evidence)
-    yield f"recomputed from these two: {finding}, with the same numbers and words throughout (seconds are only sealed)"
+    rounded = compare(path, report, replay(bundle, record, evidence.name), evidence)
+    same = "the same words, and numbers up to rounding" if rounded else "the same words and numbers, to the last bit"
+    yield f"recomputed from these two: {finding}, {same} (seconds are only sealed)"
+    if rounded:
+        yield f"{len(rounded)} numbers differ by rounding: made on another machine, or with other versions; {rounded[0]}"
     if (tool := record.runs[-1].facts["tool"]) != __version__:
         yield f"it was made by onnxaudit {tool}, and recomputed by {__version__}"
     if left:
@@ -150,7 +157,7 @@ def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
     if not record.kept:
         raise ArtefactError(f"{where} holds no answers")
     check_kept(record.kept, len(bundle.queries), classes)
-    answers = _assemble(record.kept, len(bundle.queries))
+    answers = assemble(record.kept, len(bundle.queries))
     repeats = [batch for each in record.runs for batch in each.again]
     if any(not _answered(rows, answers.answered) or len(again) != len(rows) for rows, again in repeats):
         raise ArtefactError(f"{where}: a query was asked again that was not answered before", "The file was changed.")
@@ -169,7 +176,7 @@ def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
     else:
         report = judged(_with_references(bundle, run, facts.pool_notes, where))
         if bundle.manifest.of_role("reference"):
-            report = dataclasses.replace(report, own_pool=_beside(judged(bundle)))
+            report = dataclasses.replace(report, own_pool=beside(judged(bundle)))
     queries = {"sent": run.sent or 0, "reused": run.known, "failed": run.failed or 0}
     return dataclasses.replace(report, queries=queries, tool=facts.tool, transcript_sha256=record.digest)
 
@@ -198,26 +205,32 @@ def _with_references(bundle: QueryBundle, run: Run, notes: tuple[str, ...], wher
     return dataclasses.replace(filled, manifest=dataclasses.replace(filled.manifest, pool_notes=notes), id=bundle.id)
 
 
-def compare(path: Path, report: Mapping[str, Any], again: Report, evidence: Path) -> None:
-    """Raise ArtefactError that names what a report says otherwise than the one that was worked out anew."""
-    expected = json.loads(again.to_json())
-    found = list(_differences(dict(report), expected, ""))
-    if found:
-        more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
-        raise ArtefactError(f"{path.name} does not follow from {evidence.name}: {'; '.join(found[:NAMED])}{more}")
+def compare(path: Path, report: Mapping[str, Any], again: Report, evidence: Path) -> list[str]:
+    """Where a report and the one that was worked out anew differ by rounding alone, in words.
+
+    Raises ArtefactError that names whatever else the report says otherwise.
+    """
+    found = list(_differences(dict(report), json.loads(again.to_json()), ""))
+    if wrong := [words for words, rounding in found if not rounding]:
+        more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+        raise ArtefactError(f"{path.name} does not follow from {evidence.name}: {'; '.join(wrong[:NAMED])}{more}")
+    return [words for words, _ in found]
 
 
-def _differences(said: Any, given: Any, place: str) -> Iterator[str]:
+def _differences(said: Any, given: Any, place: str) -> Iterator[tuple[str, bool]]:
+    """What differs, in words, and whether it is only by rounding."""
     if isinstance(said, dict) and isinstance(given, dict):
         for name in dict.fromkeys((*said, *given)):
             if place or name not in NOT_RECOMPUTED:
                 inner = f"{place}.{name}" if place else name
-                yield from _differences(said.get(name), given.get(name), inner)
+                yield from _differences(said.get(name, MISSING), given.get(name, MISSING), inner)
     elif isinstance(said, list) and isinstance(given, list) and len(said) == len(given):
         for number, (one, other) in enumerate(zip(said, given, strict=True)):
             yield from _differences(one, other, f"{place}[{number}]")
     elif canonical(said) != canonical(given):
-        yield f"{place}: the report says {_short(said)}, the transcript gives {_short(given)}"
+        numbers = type(said) is float and type(given) is float
+        words = f"{place}: the report says {_short(said)}, the transcript gives {_short(given)}"
+        yield words, numbers and math.isclose(said, given, rel_tol=ROUNDING, abs_tol=ROUNDING)
 
 
 def _short(value: Any) -> str:
