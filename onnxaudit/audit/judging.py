@@ -8,33 +8,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxaudit import __version__
 from onnxaudit.answers import Answers
-from onnxaudit.audit.calibrating import control_accuracy
-from onnxaudit.audit.comparing import FEWEST_CONTROLS, Comparison, compare, labels_of
+from onnxaudit.audit.comparing import Comparison, compare
+from onnxaudit.audit.conditions import conditions_of
+from onnxaudit.audit.controls import controls_of, easy_controls, references_of, stronger, weak_references
 from onnxaudit.audit.insights import Insights, askable
 from onnxaudit.audit.looking import Schedule, Seen, schedule, walk
 from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value, spread_of
 from onnxaudit.evidence.multiple import holm
-from onnxaudit.report.model import DERIVED, INCONCLUSIVE, NOT_SHOWN, Controls, Look, ReferenceScore, Report, SchemeResult
+from onnxaudit.evidence.siblings import e_value, line_up_p, typical
+from onnxaudit.report.model import DERIVED, INCONCLUSIVE, NOT_SHOWN, Controls, LineUp, Look, ReferenceScore, Report, SchemeResult
 from onnxaudit.suspect import SuspectCard
 
-EASY = 0.75
-"""A control counts as easy if the victim and this share of the references give its label."""
-SANE = 0.8
-"""A suspect that gets fewer of the easy controls than this is mis-wired, of another task, or broken."""
-FEWEST_EASY = 10
 FEWEST_AT_LOOKS = 3
 """Queries that a scheme needs at a planned look."""
-FEWEST_OF_CLASS = 4
-CONFUSED = 0.25
-"""A suspect that gets no more than this of a class's easy controls right has another label order."""
-SHORTFALL = 0.03
-"""References whose median control accuracy is this far below the victim's are weak: the tolerance is widened."""
 
 
 def judge(
@@ -56,14 +47,14 @@ def judge(
     """
     manifest = bundle.manifest
     level = manifest.alpha if alpha is None else alpha
-    references = once(_references, bundle)
+    references = once(references_of, bundle)
     answers = dataclasses.replace(answers, num_classes=manifest.victim.num_classes)
-    weak = once(_weak, bundle)
+    weak = once(weak_references, bundle)
     tolerance = WIDE_TOLERANCE if weak else TOLERANCE
     seen = None if planned is None else look_through(bundle, answers, level, planned, inside)
     answers = answers if seen is None else seen.answers
     comparison = compare(bundle, references, answers, inside) if seen is None else seen.comparison
-    controls = _controls(bundle, answers)
+    controls = controls_of(bundle, answers)
     p = seen.p if seen else None
     if planned is None and comparison.statistics is not None and references:
         p = min(1.0, looks * p_value(comparison.statistics, tolerance, comparison.unrelated))
@@ -76,6 +67,7 @@ def judge(
     if not reasons and finding != DERIVED and not complete:
         reasons.append("the budget was spent before all queries were asked, and what was asked does not show derivation")
         finding = INCONCLUSIVE
+    line_up = _line_up(bundle, comparison)
     return Report(
         finding=finding,
         p_value=p,
@@ -98,8 +90,11 @@ def judge(
         tolerance=tolerance,
         margin=_margin(comparison, tolerance) if p is not None else None,
         p_exchangeable=p_value(comparison.statistics) if comparison.statistics is not None and references else None,
-        conditions=tuple(_conditions(bundle, controls, answers, weak=weak, looks=looks, level=level, seen=seen)),
+        conditions=tuple(
+            conditions_of(bundle, controls, answers, weak=weak, looks=looks, level=level, seen=seen, line_up=line_up)
+        ),
         references=_reference_scores(bundle, comparison),
+        line_up=line_up,
         looks=_looks(seen),
         needed=seen.queries[-1] if seen and finding == DERIVED else None,
         tool=__version__,
@@ -110,11 +105,11 @@ def look_through(
     bundle: QueryBundle, answers: Answers, level: float, planned: Sequence[int], inside: Insights | None = None
 ) -> Seen | None:
     """What planned looks at the answers show so far; None before the first. A pure function, as ``judge``."""
-    references = once(_references, bundle)
+    references = once(references_of, bundle)
     answers = dataclasses.replace(answers, num_classes=bundle.manifest.victim.num_classes)
 
     def doubtful(cut: Answers, comparison: Comparison) -> bool:
-        controls, floor = _controls(bundle, cut), p_floor(len(references))
+        controls, floor = controls_of(bundle, cut), p_floor(len(references))
         return bool(_doubts(floor, len(references), level, comparison, controls, cut, stable=True, complete=True))
 
     return walk(
@@ -124,13 +119,13 @@ def look_through(
         doubtful,
         len(references),
         level,
-        WIDE_TOLERANCE if once(_weak, bundle) else TOLERANCE,
+        WIDE_TOLERANCE if once(weak_references, bundle) else TOLERANCE,
     )
 
 
 def planned_order(bundle: QueryBundle, planned: Sequence[int]) -> Schedule:
     """In which order a suspect is asked, and after which rows its answers are looked at."""
-    return schedule(bundle, planned, once(_easy, bundle))
+    return schedule(bundle, planned, once(easy_controls, bundle))
 
 
 def _looks(seen: Seen | None) -> tuple[Look, ...]:
@@ -150,6 +145,23 @@ def _margin(comparison: Comparison, tolerance: float) -> float | None:
     return tolerance * spread_of(comparison.statistics[:-1], comparison.unrelated)
 
 
+def _line_up(bundle: QueryBundle, comparison: Comparison) -> LineUp | None:
+    """The line-up on the queries that were chosen for it, else on those of the first scheme that compares with siblings."""
+    known = zip(bundle.manifest.schemes, comparison.schemes, strict=True)
+    found = [(entry.sampler != "disagreement", scheme.line_up) for entry, scheme in known if scheme.line_up is not None]
+    if not found:
+        return None
+    lined_up = min(found, key=lambda pair: pair[0])[1]
+    return LineUp(
+        lined_up.victim,
+        lined_up.siblings,
+        line_up_p(lined_up.victim, lined_up.siblings),
+        e_value(lined_up.victim, lined_up.siblings),
+        bundle.manifest.drawn is not None,
+        typical(lined_up.centrality),
+    )
+
+
 def _reference_scores(bundle: QueryBundle, comparison: Comparison) -> tuple[ReferenceScore, ...]:
     if comparison.statistics is None:
         return ()
@@ -158,30 +170,6 @@ def _reference_scores(bundle: QueryBundle, comparison: Comparison) -> tuple[Refe
         ReferenceScore(model.id, model.source, float(score), model.accuracy, model.origin)
         for model, score in zip(models, comparison.statistics[:-1], strict=True)
     )
-
-
-def _references(bundle: QueryBundle) -> list[Answers]:
-    return [bundle.answers[model.id] for model in bundle.manifest.of_role("reference")]
-
-
-def _accuracies(bundle: QueryBundle) -> tuple[float, ...]:
-    """Accuracies of the references on the controls, where they are known."""
-    return tuple(model.accuracy for model in bundle.manifest.of_role("reference") if model.accuracy is not None)
-
-
-def _easy(bundle: QueryBundle) -> NDArray[np.bool_]:
-    """Which controls the victim and most references get right, (c,)."""
-    span = slice(*bundle.manifest.controls)
-    right = bundle.answers["victim"].labels[span] == bundle.control_labels
-    if references := _references(bundle):
-        right &= np.mean(labels_of(bundle, references)[:, span] == bundle.control_labels, axis=0) >= EASY
-    return np.asarray(right)
-
-
-def _origins(bundle: QueryBundle) -> str:
-    references = bundle.manifest.of_role("reference")
-    origins = sorted({model.origin.split(":")[0] for model in references})
-    return f"the {len(references)} references ({'; '.join(origins)}) are like the innocent models that could be accused"
 
 
 def _pool_digest(bundle: QueryBundle) -> str:
@@ -199,55 +187,6 @@ def _suspect_facts(card: SuspectCard, answers: Answers) -> Mapping[str, Any]:
         "runtime": dict(card.runtime),
         "input": dataclasses.asdict(card.input),
     }
-
-
-def _controls(bundle: QueryBundle, answers: Answers) -> Controls:
-    manifest = bundle.manifest
-    start, stop = manifest.controls
-    if start == stop:
-        return Controls()
-    span = slice(start, stop)
-    easy = once(_easy, bundle) & answers.answered[span]
-    matched: NDArray[np.bool_] = answers.labels[span] == bundle.control_labels
-    agreement = float(matched[easy].mean()) if easy.any() else None
-    confused = [
-        manifest.class_names[label] if manifest.class_names else f"class {label}"
-        for label in range(manifest.victim.num_classes)
-        if (mine := easy & (bundle.control_labels == label)).sum() >= FEWEST_OF_CLASS and matched[mine].mean() <= CONFUSED
-    ]
-    return Controls(
-        n=int(easy.sum()),
-        agreement=agreement,
-        ok=None if easy.sum() < FEWEST_EASY or agreement is None else agreement >= SANE,
-        confused=", ".join(confused),
-        answered=int(answers.answered[span].sum()),
-        accuracy=control_accuracy(bundle, answers),
-        reference_accuracy=once(_accuracies, bundle),
-        victim_accuracy=manifest.victim.accuracy,
-    )
-
-
-def _weak(bundle: QueryBundle) -> bool:
-    """Whether the references are clearly less accurate than the victim, which makes strong innocents look close to it.
-
-    As measured when they were trained, or on the controls.
-    """
-    shortfall, victim, references = bundle.manifest.shortfall, bundle.manifest.victim.accuracy, once(_accuracies, bundle)
-    if shortfall is not None and shortfall >= SHORTFALL / 2:
-        return True
-    return victim is not None and bool(references) and _quantile(references, 0.5) <= victim - SHORTFALL
-
-
-def _stronger(controls: Controls) -> bool:
-    """Whether the suspect is more accurate than nearly all references."""
-    if controls.accuracy is None or not controls.reference_accuracy or controls.answered < FEWEST_CONTROLS:
-        return False
-    return controls.accuracy >= _quantile(controls.reference_accuracy, 0.95)
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    """The value below which that share lies; plain, because NumPy's loads its masked arrays, a tenth of a small check."""
-    return sorted(values)[round(share * (len(values) - 1))]
 
 
 def _doubts(
@@ -278,7 +217,7 @@ def _doubts(
         )
     if controls.ok is None and controls.n is not None and not complete and controls.victim_accuracy is not None:
         found.append("the budget was spent before enough control queries were answered")
-    if not comparison.adjusted and _stronger(controls):
+    if not comparison.adjusted and stronger(controls):
         found.append("the suspect is more accurate than nearly all references, too few to adjust the scores for it")
     if not stable:
         found.append("the suspect gives different labels to queries that it answered before, or could not be asked again")
@@ -313,43 +252,3 @@ def _scheme_results(comparison: Comparison, tolerance: float, references: int) -
             )
         )
     return tuple(results)
-
-
-def _conditions(
-    bundle: QueryBundle, controls: Controls, answers: Answers, *, weak: bool, looks: int, level: float, seen: Seen | None
-) -> list[str]:
-    """What is assumed, and what weakens the finding, in words."""
-    said = [*bundle.manifest.pool_notes, *bundle.manifest.notes]
-    if once(_references, bundle):
-        said.insert(0, once(_origins, bundle))
-    if controls.reference_accuracy and controls.victim_accuracy is not None and controls.accuracy is not None:
-        low, high = min(controls.reference_accuracy), max(controls.reference_accuracy)
-        said.append(
-            f"accuracy on the controls: suspect {controls.accuracy:.0%}, victim {controls.victim_accuracy:.0%}, "
-            f"references {low:.0%} to {high:.0%}"
-        )
-        if _stronger(controls):
-            said.append("the suspect is more accurate than nearly all references; scores are adjusted for it")
-    if weak:
-        said.append(
-            "the references are weaker than the victim, so innocents may be closer to it than they are: "
-            f"the tolerance is {WIDE_TOLERANCE:g} instead of {TOLERANCE:g}"
-        )
-    if level != bundle.manifest.alpha:
-        said.append(f"alpha {level:g} was chosen with the check; the bundle was made for {bundle.manifest.alpha:g}")
-    if looks > 1:
-        said.append(f"answers were judged {looks} times as they came in: p is multiplied by {looks}")
-    if seen is not None and seen.futile:
-        said.append(
-            f"asking ended after {seen.queries[-1]} queries of the schemes: {seen.standings[-1].closer} references are as close "
-            "to the victim as the suspect, and more queries would hardly change that; p is given as 1"
-        )
-    if controls.confused:
-        said.append(
-            f"the suspect gets nearly all easy controls of {controls.confused} wrong: a weak model, or another label order"
-        )
-    if controls.ok is None and controls.n:
-        said.append("too few control queries to tell a mis-wired suspect from an independent one")
-    if answers.scores is None and any(scheme.representation == "correlation" for scheme in bundle.manifest.schemes):
-        said.append("label-only answers: correlations are computed on smooth labels, which costs power")
-    return said

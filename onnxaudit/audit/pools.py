@@ -115,7 +115,8 @@ def peers_of(items: Sequence[tuple[Path, str]], victim: Victim, device: str) -> 
 def _require(options: CraftOptions, schemes: Sequence[Scheme], data: Data | None) -> None:
     """Raise UsageError for what a scheme lacks, before anything is trained. Optional schemes see to that themselves."""
     if options.optional or "auto" in options.schemes:
-        schemes = [scheme for scheme in schemes if Need.SURROGATES in scheme.needs or Need.REFERENCES in scheme.needs]
+        models = Need.SURROGATES | Need.REFERENCES | Need.SIBLINGS
+        schemes = [scheme for scheme in schemes if models & scheme.needs]
     for scheme in schemes:
         if Need.DATA in scheme.needs and data is None:
             raise UsageError(f"{scheme.name} needs data", "Give --data, or take ipguard-rl.")
@@ -127,6 +128,11 @@ def _require(options: CraftOptions, schemes: Sequence[Scheme], data: Data | None
             raise UsageError(
                 f"{scheme.name} needs surrogates, models that are derived from the victim",
                 "Give --surrogates DIR, or --train-surrogates 6.",
+            )
+        if Need.SIBLINGS in scheme.needs and not (options.siblings or options.train_siblings or options.draw is not None):
+            raise UsageError(
+                f"{scheme.name} needs siblings, models by the victim's own recipe",
+                "Give --siblings DIR, or --train-siblings 19 --recipe module:function.",
             )
         if Need.REFERENCES in scheme.needs and not (options.references or options.reference_files or options.train_references):
             raise UsageError(

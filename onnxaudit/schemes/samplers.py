@@ -82,6 +82,9 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         ),
         "sensitive": Sampler("onnxaudit.craft.samplers.sensitive:sample_sensitive", _GRADIENTS | _DATA, _STEPS),
         "gif-points": Sampler("onnxaudit.craft.samplers.inside:sample_gif_points", _GRADIENTS | _DATA, _FREE),
+        "disagreement": Sampler(
+            "onnxaudit.craft.samplers.disagreement:sample_disagreement", _DATA | Need.SIBLINGS, "passes through all siblings"
+        ),
         "neuron-fuzz": Sampler("onnxaudit.craft.samplers.inside:sample_neuron_fuzz", _GRADIENTS | _DATA, _STEPS, _NEURON),
     }
 )

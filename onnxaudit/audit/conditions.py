@@ -1,0 +1,81 @@
+"""What is assumed with a finding, and what weakens it, in words."""
+
+from __future__ import annotations
+
+from onnxaudit.answers import Answers
+from onnxaudit.audit.controls import references_of, stronger
+from onnxaudit.audit.looking import Seen
+from onnxaudit.audit.once import once
+from onnxaudit.bundle import QueryBundle
+from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE
+from onnxaudit.report.model import Controls, LineUp
+
+OUTLIER = 0.1
+"""A victim whose place among its siblings is as uncommon as this is said to be an outlier."""
+
+
+def _origins(bundle: QueryBundle) -> str:
+    references = bundle.manifest.of_role("reference")
+    origins = sorted({model.origin.split(":")[0] for model in references})
+    return f"the {len(references)} references ({'; '.join(origins)}) are like the innocent models that could be accused"
+
+
+def conditions_of(
+    bundle: QueryBundle,
+    controls: Controls,
+    answers: Answers,
+    *,
+    weak: bool,
+    looks: int,
+    level: float,
+    seen: Seen | None,
+    line_up: LineUp | None,
+) -> list[str]:
+    """What is assumed, and what weakens the finding, in words."""
+    said = [*bundle.manifest.pool_notes, *bundle.manifest.notes]
+    if once(references_of, bundle):
+        said.insert(0, once(_origins, bundle))
+    if controls.reference_accuracy and controls.victim_accuracy is not None and controls.accuracy is not None:
+        low, high = min(controls.reference_accuracy), max(controls.reference_accuracy)
+        said.append(
+            f"accuracy on the controls: suspect {controls.accuracy:.0%}, victim {controls.victim_accuracy:.0%}, "
+            f"references {low:.0%} to {high:.0%}"
+        )
+        if stronger(controls):
+            said.append("the suspect is more accurate than nearly all references; scores are adjusted for it")
+    if weak:
+        said.append(
+            "the references are weaker than the victim, so innocents may be closer to it than they are: "
+            f"the tolerance is {WIDE_TOLERANCE:g} instead of {TOLERANCE:g}"
+        )
+    if level != bundle.manifest.alpha:
+        said.append(f"alpha {level:g} was chosen with the check; the bundle was made for {bundle.manifest.alpha:g}")
+    if looks > 1:
+        said.append(f"answers were judged {looks} times as they came in: p is multiplied by {looks}")
+    if seen is not None and seen.futile:
+        said.append(
+            f"asking ended after {seen.queries[-1]} queries of the schemes: {seen.standings[-1].closer} references are as close "
+            "to the victim as the suspect, and more queries would hardly change that; p is given as 1"
+        )
+    if controls.confused:
+        said.append(
+            f"the suspect gets nearly all easy controls of {controls.confused} wrong: a weak model, or another label order"
+        )
+    if controls.ok is None and controls.n:
+        said.append("too few control queries to tell a mis-wired suspect from an independent one")
+    if answers.scores is None and any(scheme.representation == "correlation" for scheme in bundle.manifest.schemes):
+        said.append("label-only answers: correlations are computed on smooth labels, which costs power")
+    return [*said, *_kinship(line_up)]
+
+
+def _kinship(line_up: LineUp | None) -> list[str]:
+    """What is assumed of siblings."""
+    if line_up is None:
+        return []
+    count = len(line_up.siblings)
+    said = [f"no sibling ever left the house: the {count} models by the victim's recipe are known to the owner alone"]
+    if line_up.drawn:
+        return [f"the victim was drawn by lot among {count + 1} models by one recipe", *said]
+    odd = "an outlier among its siblings" if line_up.typical <= OUTLIER else "no outlier among its siblings"
+    approximate = "the victim was not drawn by lot among its siblings, so the line-up is approximate"
+    return [f"{approximate}; it is {odd} (p = {line_up.typical:.2g})", *said]

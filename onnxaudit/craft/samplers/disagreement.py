@@ -1,0 +1,111 @@
+"""The line-up's queries: inputs on which models by one recipe disagree most, chosen alike for all of them (torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxaudit.craft.sample import Material, Peer, Sample
+from onnxaudit.craft.samplers.cutmix import cutmix
+from onnxaudit.errors import UsageError
+from onnxaudit.suspect import Queries
+
+STEPS = 10
+"""Bisections of the line between two inputs: to a thousandth of it."""
+NATURAL, MIXED = 4, 12
+"""Candidates for each query that is wanted: natural inputs, and mixtures of two."""
+EDGES = 2
+"""Candidates for each query that lie on a boundary of one of the models."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """The victim and its siblings, in an order that says nothing about which is the victim."""
+
+    members: Sequence[Callable[[Queries], NDArray[np.float32]]]
+
+    def labels(self, queries: Queries) -> NDArray[np.int64]:
+        """What each calls each query, (K, n)."""
+        return np.stack([member(queries).argmax(1) for member in self.members])
+
+
+def sample_disagreement(material: Material, n: int, rng: np.random.Generator, progress: Callable[[int], None]) -> Sample:
+    """n inputs with the largest mutual information between the model and its answer, over victim and siblings alike.
+
+    For labels of equally likely models that is the entropy of the labels they give, H(Y), since each gives one label for
+    certain: I(Y; K) = H(Y) - H(Y | K) = H(Y). Candidates are natural inputs, CutMix mixtures of them (of images), and points on
+    the boundary of each model in turn, as many of each: where the line between two inputs that it tells apart crosses. Nothing
+    depends on which of the models is the victim, so an independent model is as close to any of them. Inputs that all call the
+    same are never taken; a note says how many were found. Raises UsageError without siblings or data.
+    """
+    family = _family(material)
+    data = material.inputs()
+    if len(data) < 2:
+        raise UsageError("choosing queries takes at least two inputs", "Give more data.")
+    natural = data.x[rng.permutation(len(data))[: NATURAL * n]]
+    parts = [natural]
+    if data.x.ndim == 4:
+        first = material.draw(MIXED * n, rng).astype(np.uint8)
+        parts.append(cutmix(first, rng))
+    parts += _edges(family, data.x, EDGES * n, rng)
+    candidates = cast("Queries", np.concatenate(parts))
+    progress(n // 2)
+    information = entropy(family.labels(candidates))
+    order = np.argsort(-information, kind="stable")
+    chosen = order[information[order] > 0][:n]
+    if len(chosen) < 2:
+        raise UsageError("the victim and its siblings agree on all candidates", "Give more, or more difficult, data.")
+    progress(len(chosen))
+    said = f"on {np.count_nonzero(information)} of {len(candidates)} candidates the {len(family.members)} in the line-up disagree"
+    notes = [said] if len(chosen) == n else [f"{len(chosen)} queries instead of {n}: {said}"]
+    return Sample(candidates[rng.permutation(chosen)], tuple(notes))
+
+
+def entropy(labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Entropy in nats of the labels (K, n) that K models give to each of n inputs, (n,)."""
+    shares = (labels[None] == labels[:, None]).mean(axis=1)  # of models that say the same as each one
+    return np.asarray(-np.log(shares).mean(axis=0))
+
+
+def _family(material: Material) -> _Family:
+    if not material.siblings:
+        raise UsageError(
+            "this scheme needs siblings, models by the victim's own recipe",
+            "Give --siblings DIR, or --train-siblings 19 --recipe.",
+        )
+    siblings: Sequence[Peer] = material.siblings
+    return _Family([material.victim.answer, *(sibling.answer for sibling in siblings)])
+
+
+def _edges(family: _Family, x: Queries, count: int, rng: np.random.Generator) -> list[Queries]:
+    """About so many points on boundaries, the same number of each model's."""
+    each = max(1, count // len(family.members))
+    return [_boundary(member, x, each, rng) for member in family.members]
+
+
+def _boundary(answer: Callable[[Queries], NDArray[np.float32]], x: Queries, count: int, rng: np.random.Generator) -> Queries:
+    """Where the line between two inputs that a model tells apart crosses its boundary, on the canonical grid, (≤ count, …)."""
+    start = x[rng.choice(len(x), count, replace=len(x) < count)]
+    end = x[rng.choice(len(x), count, replace=len(x) < count)]
+    said = answer(start).argmax(1)
+    apart = said != answer(end).argmax(1)
+    start, end, said = start[apart].astype(np.float32), end[apart].astype(np.float32), said[apart]
+    low, high = np.zeros(len(start), np.float32), np.ones(len(start), np.float32)
+    for _ in range(STEPS if len(start) else 0):
+        middle = ((low + high) / 2).astype(np.float32)
+        same = answer(_between(start, end, middle, x.dtype)).argmax(1) == said
+        low, high = np.where(same, middle, low).astype(np.float32), np.where(same, high, middle).astype(np.float32)
+    return _between(start, end, high, x.dtype)
+
+
+def _between(
+    start: NDArray[np.float32], end: NDArray[np.float32], share: NDArray[np.float32], dtype: np.dtype[np.generic]
+) -> Queries:
+    weight = share.reshape(-1, *[1] * (start.ndim - 1))
+    mixed = start + weight * (end - start)
+    found: Queries = np.rint(mixed).astype(np.uint8) if dtype == np.uint8 else mixed.astype(np.float32)
+    return found
