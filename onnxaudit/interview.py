@@ -94,7 +94,7 @@ def interview(
         sent - fresh,
         time.perf_counter() - started,
         transcript.sha256 if transcript else None,
-        len(transcript.looks) if transcript else 1,
+        max(1, len(transcript.looks)) if transcript else 1,
     )
 
 
