@@ -125,7 +125,7 @@ def _digests(report: Report) -> list[tuple[str, str]]:
         "alpha": f"{report.alpha:g}",
         "lowest p possible": f"{report.p_floor:.3g}",
         "score": report.score and f"{report.score:.3f}",
-        "tolerance": report.margin and f"{report.tolerance:g} standard deviations, {report.margin:.3f} in units of the score",
+        "tolerance": report.margin and f"{report.tolerance:g} sd, {report.margin:.3f} in units of the score",
         "p without tolerance": report.p_exchangeable and f"{report.p_exchangeable:.3g}",
         "queries needed": report.needed and str(report.needed),
         "seconds": ", ".join(f"{step} {seconds:g}" for step, seconds in report.seconds.items()),
