@@ -240,7 +240,7 @@ def _from_entry(entry: dict[str, Any], where: str, *, rowless: bool = False) -> 
         and classes.shape[1] > 0
         and (decoded is None) == (access == Access.LABEL)
         and (decoded is None or bool(np.isfinite(decoded).all()))
-        and (count is None or type(count) is int)
+        and (count is None or (type(count) is int and classes.shape[1] <= count))
     )
     if not sound:
         raise ArtefactError(f"{where} is damaged: its answers contradict themselves", "The file was changed.")
@@ -248,7 +248,7 @@ def _from_entry(entry: dict[str, Any], where: str, *, rowless: bool = False) -> 
 
 
 def check_kept(kept: Sequence[Batch], queries: int, classes: int | None) -> None:
-    """Raise ArtefactError unless the kept answers are to different ones of so many queries, and name classes that exist."""
+    """Raise ArtefactError unless these answers are to different ones of so many queries, and name classes that exist."""
     rows = np.concatenate([rows for rows, _ in kept])
     limit = np.iinfo(np.int32).max if classes is None else classes
     named = [answers.classes for _, answers in kept]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxaudit import __version__
+from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import control_accuracy, with_models
 from onnxaudit.audit.checking import beside, steady, without_references
 from onnxaudit.audit.judging import judge
@@ -22,7 +23,7 @@ from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.interview import assemble
 from onnxaudit.report.model import INCONCLUSIVE, Report, seal, written
 from onnxaudit.suspect import InputSpec, SuspectCard
-from onnxaudit.transcript import Record, Run, check_kept
+from onnxaudit.transcript import SCHEMA, Batch, Record, Run, check_kept
 
 NOT_RECOMPUTED = ("seconds", "digest")
 """Keys of a report that no transcript can give: the seal alone covers them."""
@@ -81,6 +82,8 @@ def verify_report(path: Path, evidence: Path | None, find_bundle: Callable[[], P
         return
     if evidence is None:
         raise _no_evidence(path, report)
+    if report.get("transcript_sha256") is None:
+        raise ArtefactError(f"{path.name} names no transcript: its check kept none", "So none can be the one it follows from.")
     bundle_path = find_bundle()
     bundle = load(bundle_path)
     named = report.get("bundle")
@@ -141,26 +144,11 @@ def _no_evidence(path: Path, report: Mapping[str, Any]) -> UsageError:
 
 def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
     """The report that a check made of these answers, but for its seconds. Raises ArtefactError for a record that cannot be."""
-    header = decode(_Header, record.header, f"{where} line 1")
-    if header.bundle != bundle.id:
-        raise ArtefactError(f"{where} is of another bundle, {header.bundle[:16]}", "All three must be of one check.")
-    if (problem := header.input.problem()) is not None:
-        raise ArtefactError(f"{where}: the suspect's input: {problem}")
-    if not record.runs or record.runs[-1].sent is None:
-        raise ArtefactError(
-            f"{where} does not hold all that a finding needs: its last check did not end, or an earlier version wrote it",
-            "Go on with: onnxaudit check SUSPECT --evidence F.jsonl --resume",
-        )
-    run = record.runs[-1]
-    facts = decode(_Facts, dict(run.facts), f"{where}: its last run")
-    asked, classes = header.suspect, bundle.manifest.victim.num_classes
-    if not record.kept:
-        raise ArtefactError(f"{where} holds no answers")
+    header, facts = _read(bundle, record, where)
+    run, asked, classes = record.runs[-1], header.suspect, bundle.manifest.victim.num_classes
     check_kept(record.kept, len(bundle.queries), classes)
     answers = assemble(record.kept, len(bundle.queries))
-    repeats = [batch for each in record.runs for batch in each.again]
-    if any(not _answered(rows, answers.answered) or len(again) != len(rows) for rows, again in repeats):
-        raise ArtefactError(f"{where}: a query was asked again that was not answered before", "The file was changed.")
+    repeats = _repeats(record, answers, where)
     judged = partial(
         judge,
         card=SuspectCard(asked.source, asked.kind, header.input, classes, asked.sha256, runtime=facts.runtime),
@@ -181,8 +169,33 @@ def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
     return dataclasses.replace(report, queries=queries, tool=facts.tool, transcript_sha256=record.digest)
 
 
-def _answered(rows: Any, answered: Any) -> bool:
-    return len(rows) > 0 and rows.min() >= 0 and rows.max() < len(answered) and bool(answered[rows].all())
+def _read(bundle: QueryBundle, record: Record, where: str) -> tuple[_Header, _Facts]:
+    """Whom a record asked, and what its last run was called with. Raises ArtefactError where it lacks what judging needs."""
+    header = decode(_Header, record.header, f"{where} line 1")
+    if header.schema != SCHEMA:
+        raise ArtefactError(f"{where} has the schema {header.schema[:40]!r}, this version reads {SCHEMA}", "Update onnxaudit.")
+    if header.bundle != bundle.id:
+        raise ArtefactError(f"{where} is of another bundle, {header.bundle[:16]}", "All three must be of one check.")
+    if (problem := header.input.problem()) is not None:
+        raise ArtefactError(f"{where}: the suspect's input: {problem}")
+    if not record.runs or record.runs[-1].sent is None:
+        raise ArtefactError(
+            f"{where} does not hold all that a finding needs: its last check did not end, or an earlier version wrote it",
+            "Go on with: onnxaudit check SUSPECT --evidence F.jsonl --resume",
+        )
+    if not record.kept:
+        raise ArtefactError(f"{where} holds no answers")
+    return header, decode(_Facts, dict(record.runs[-1].facts), f"{where}: its last run")
+
+
+def _repeats(record: Record, answers: Answers, where: str) -> list[Batch]:
+    """Answers to queries that were asked twice, of all runs. Raises ArtefactError for those that cannot be."""
+    repeats = [batch for run in record.runs for batch in run.again]
+    for rows, again in repeats:
+        check_kept([(rows, again)], len(answers), answers.num_classes)
+        if not answers.answered[rows].all():
+            raise ArtefactError(f"{where}: a query was asked again that was not answered before", "The file was changed.")
+    return repeats
 
 
 def _with_references(bundle: QueryBundle, run: Run, notes: tuple[str, ...], where: str) -> QueryBundle:
