@@ -7,11 +7,12 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from onnxaudit.bundle import QueryBundle
+from onnxaudit.bundle import ModelEntry, QueryBundle
 from onnxaudit.decode import canonical
-from onnxaudit.evidence.multiple import holm
+from onnxaudit.evidence.multiple import e_bh, e_combined, holm, rank_e
 from onnxaudit.fetching import shown_url
 from onnxaudit.report.findings import BONFERRONI, HOLM, Findings, Line, adjust, bonferroni, dumped
+from onnxaudit.report.model import INCONCLUSIVE
 from onnxaudit.report.scanned import Summary
 
 
@@ -32,6 +33,7 @@ class Record:
     ) -> None:
         self.sources = sources
         self.bundles = [bundle.id for bundle in bundles]
+        self.groups = dependent([{model.sha256 or model.id for model in _pool_of(bundle)} for bundle in bundles])
         self.references = {bundle.id: len(bundle.manifest.of_role("reference")) for bundle in bundles}
         self.settings = settings
         self.alpha = alpha
@@ -110,13 +112,19 @@ class Record:
         self._places[source * len(self.bundles) + bundle] = offset
         self.done += 1
 
+    def _group(self, bundle: str) -> int:
+        """Bundles of one group share models; one that is not known now may share some with any."""
+        return self.groups[self.bundles.index(bundle)] if bundle in self.bundles else self.groups[0]
+
     def finish(self, summary: Summary) -> Summary:
         """Rewrite the lines, in the order of the sources, with what holds now that all p-values are known; sum them up.
 
-        Copies of one file are one test. What was tested before and is none of the tests of now is one more. What fails is one as
-        well: whether it can be asked next time must not matter.
+        e-values are rank e-values of p, merged over the bundles of one suspect; those discovered by e-BH are marked, and decide
+        nothing else. Copies of one file are one test. What was tested before and is none of the tests of now is one more. What
+        fails is one as well: whether it can be asked next time must not matter.
         """
         p_values: dict[bytes, float] = {}
+        e_values: dict[bytes, dict[str, float]] = {}
         failed = 0
         for offset in self._places:
             line = self._findings.at(offset)
@@ -124,12 +132,16 @@ class Record:
                 failed += 1
             else:
                 p_values[_key_of(line)] = 1.0 if line["p_value"] is None else line["p_value"]
+                e_values.setdefault(_suspect_of(line), {})[line["bundle"]["id"]] = _e_of(line)
         left = array("q")
         for offset, line in self._findings.lines():
             if line["status"] == "complete" and _key_of(line) not in p_values:
                 p_values[_key_of(line)] = 1.0 if line["p_value"] is None else line["p_value"]
+                e_values.setdefault(_suspect_of(line), {})[line["bundle"]["id"]] = _e_of(line)
                 left.append(offset)
         adjusted = dict(zip(p_values, holm([*p_values.values(), *[1.0] * failed]), strict=False))
+        merged = [e_combined(list(found.values()), [self._group(name) for name in found]) for found in e_values.values()]
+        discovered = dict(zip(e_values, zip(merged, e_bh([*merged, *[0.0] * failed], self.alpha), strict=False), strict=True))
         summary.tests, summary.reused, summary.left = len(p_values) + failed, self.reused, len(left)
 
         def final() -> Iterator[Line]:
@@ -138,12 +150,36 @@ class Record:
                 p_adjusted = None if line["p_value"] is None else adjusted[_key_of(line)]
                 line = adjust(line, p_adjusted, summary.tests, HOLM, self.alpha)
                 line["scan"]["listed"] = number < self.total
+                line["scan"]["e_value"], line["scan"]["discovered"] = discovered.get(_suspect_of(line), (0.0, False))
                 if number < self.total:
                     summary.add(line)
                 yield line
 
         self._findings.rewrite(final())
         return summary
+
+
+def dependent(pools: Sequence[set[str]]) -> list[int]:
+    """A number for each pool of models, the same for those that share any, directly or through others."""
+    groups = list(range(len(pools)))
+    for one in range(len(pools)):
+        for two in range(one):
+            if pools[one] & pools[two]:
+                groups = [groups[two] if group == groups[one] else group for group in groups]
+    return groups
+
+
+def _pool_of(bundle: QueryBundle) -> Sequence[ModelEntry]:
+    return [model for model in bundle.manifest.models if model.role != "victim"]
+
+
+def _e_of(line: Line) -> float:
+    return 0.0 if line["scan"]["alone"]["finding"] == INCONCLUSIVE else rank_e(line["p_value"], line["p_floor"])
+
+
+def _suspect_of(line: Line) -> bytes:
+    """What tells a suspect from others, whichever bundle it was checked with."""
+    return hashlib.blake2b(f"{line['scan']['content'] or _key_of(line).hex()}".encode(), digest_size=16).digest()
 
 
 def _key(content: str, bundle: str, settings: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -17,3 +18,34 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted
+
+
+def rank_e(p_value: float | None, floor: float) -> float:
+    """E = 1 / floor where a conformal p-value stands at its floor, else 0.
+
+    P(p <= floor) <= floor for an independent suspect, so E has a mean of at most 1.
+    """
+    return 1 / floor if p_value is not None and p_value <= floor + 1e-12 else 0.0
+
+
+def e_combined(e_values: Sequence[float], groups: Sequence[int]) -> float:
+    """One e-value of several about one hypothesis: the mean within each group, and the product of independent groups.
+
+    A mean of e-values is one under any dependence; a product only where each has mean 1 whatever the others are.
+    """
+    found: dict[int, list[float]] = {}
+    for value, group in zip(e_values, groups, strict=True):
+        found.setdefault(group, []).append(value)
+    return prod(sum(values) / len(values) for values in found.values())
+
+
+def e_bh(e_values: Sequence[float], alpha: float) -> list[bool]:
+    """Which of M hypotheses are discovered with a false discovery rate of at most alpha under any dependence, in the order given.
+
+    Those with e >= M / (alpha k), for the largest k at which k of them reach that (e-BH; Wang and Ramdas 2022).
+    """
+    count = len(e_values)
+    ranked = sorted(e_values, reverse=True)
+    reached = [k for k, value in enumerate(ranked, 1) if k * value >= count / alpha - 1e-9]
+    least = count / (alpha * reached[-1]) - 1e-9 if reached else float("inf")
+    return [value >= least for value in e_values]

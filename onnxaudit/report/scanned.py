@@ -23,7 +23,7 @@ HEAD = ("suspect", "bundle", "finding", "p", "p adjusted", "score")
 @dataclass(slots=True)
 class Summary:
     """Counts of lines by finding, and the few worth naming. derived: all of them. left: lines of earlier tests, which count as
-    tests, but are not among those counted or named here.
+    tests, but are not among those counted or named here. discovered: e-values by suspect, of those that e-BH takes.
     """
 
     suspects: int
@@ -38,6 +38,7 @@ class Summary:
     derived: list[dict[str, Any]] = field(default_factory=list)
     closest: list[tuple[float, float, int, dict[str, Any]]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
+    discovered: dict[str, float] = field(default_factory=dict)
 
     def add(self, line: Line) -> None:
         """Count one line."""
@@ -48,6 +49,8 @@ class Summary:
             if len(self.failures) < FAILURES:
                 self.failures.append(about | {"error": line["error"]})
             return
+        if line["scan"].get("discovered"):
+            self.discovered[about["source"]] = line["scan"]["e_value"]
         about |= {name: line[name] for name in ("finding", "p_value", "p_adjusted", "score")}
         if finding == DERIVED:
             self.derived.append(about)
@@ -84,6 +87,7 @@ def summary_json(summary: Summary) -> str:
         "reused": summary.reused,
         "left": summary.left,
         "derived_suspects": summary.derived,
+        "discovered_suspects": summary.discovered,
         "closest": summary.nearest,
         "failures": summary.failures,
         "seconds": round(summary.seconds, 3),
@@ -102,6 +106,11 @@ def summary_text(summary: Summary, *, colour: bool = False) -> str:
     ]
     if summary.left:
         lines.append(f"  {_many(summary.left, 'earlier test')} of other suspects, contents or settings: kept, and counted")
+    if summary.tests > 1:
+        found = ", ".join(printable(name) for name in list(summary.discovered)[:CLOSEST]) or "none"
+        others = len(summary.discovered) - CLOSEST
+        found += f" and {others} more" if others > 0 else ""
+        lines.append(f"  with a false discovery rate of {summary.alpha:g} (e-BH): {found}")
     needed = references_needed(summary.tests, summary.alpha)
     if any(bundle["references"] < needed for bundle in summary.bundles):
         has = ", ".join(f"{bundle['id'][:8]} has {bundle['references']}" for bundle in summary.bundles)
