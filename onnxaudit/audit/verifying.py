@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from onnxaudit.audit.attesting import verify_commitment, verify_envelope, verify_opening, verify_stamp
+from onnxaudit.audit.progress import Progress, Silent
 from onnxaudit.audit.records import kind_of
 from onnxaudit.audit.replaying import verify_report, verify_transcript
-from onnxaudit.bundle import load
-from onnxaudit.errors import UsageError
+from onnxaudit.bundle import QueryBundle, load
+from onnxaudit.errors import UsageError, missing_extra
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyOptions:
     """What a file is to be checked against; the names are those of the command line. None: not given.
 
-    bundle: called only where a bundle is needed.
+    bundle: called only where a bundle is needed. reproduce: what to craft a bundle again from, by the fields of Ingredients.
     """
 
     bundle: Callable[[], Path]
@@ -27,10 +29,11 @@ class VerifyOptions:
     public_key: Path | None = None
     timestamp: Path | None = None
     tsa_cert: Path | None = None
+    reproduce: Mapping[str, Any] | None = None
 
 
 TAKES: Mapping[str, tuple[str, ...]] = {
-    "bundle": (),
+    "bundle": ("reproduce",),
     "report": ("evidence",),
     "transcript": (),
     "commitment": ("of",),
@@ -47,18 +50,20 @@ NAMES: Mapping[str, str] = {
 }
 
 
-def verify_file(path: Path, options: VerifyOptions) -> Iterator[str]:
+def verify_file(path: Path, options: VerifyOptions, progress: Progress | None = None) -> Iterator[str]:
     """What holds of a file, line by line as it is found out; the first line is about the file itself.
 
     Raises ArtefactError for the first thing that does not hold, UsageError where something to check it against is missing.
     """
     kind = "report" if options.evidence is not None else kind_of(path)
-    for name in ("evidence", "of", "commitment", "public_key"):
+    for name in ("evidence", "of", "commitment", "public_key", "reproduce"):
         if getattr(options, name) is not None and name not in TAKES[kind]:
             raise UsageError(f"--{name.replace('_', '-')} means nothing for a {kind}", "See: onnxaudit verify --help")
     if kind == "bundle":
         bundle = load(path)
         yield f"{path}: intact. {len(bundle.manifest.tensors)} tensors match their digests; id {bundle.id}"
+        if options.reproduce is not None:
+            yield from _reproduced(bundle, options.reproduce, path.name, progress or Silent())
     else:
         lines = {
             "report": lambda: verify_report(path, options.evidence, options.bundle),
@@ -71,3 +76,11 @@ def verify_file(path: Path, options: VerifyOptions) -> Iterator[str]:
         yield from lines
     if options.timestamp is not None:
         yield from verify_stamp(path, options.timestamp, options.tsa_cert)
+
+
+def _reproduced(bundle: QueryBundle, given: Mapping[str, Any], where: str, progress: Progress) -> Iterator[str]:
+    try:
+        from onnxaudit.audit.reproducing import Ingredients, verify_reproduced
+    except ModuleNotFoundError as error:
+        raise missing_extra(error.name or "PyTorch", "torch") from None
+    yield from verify_reproduced(bundle, Ingredients(**given), where, progress)
