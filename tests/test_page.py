@@ -63,6 +63,7 @@ REPORTS: dict[str, Callable[[], Report]] = {
     "one reference": lambda: shown(VICTIM, with_references(1)),
     "no labels": lambda: shown(VICTIM, simulated_bundle(20, labelled=False)),
     "constant": lambda: shown(Answers.from_labels(np.zeros(QUERIES), 5)),
+    "given up": lambda: shown(INNOCENT, looks=(Look(10, 0.5, 30, None), Look(20, 0.25, 33, None))),
     "everything": lambda: shown(VICTIM, transcript_sha256="7" * 64, **FULL),
     "failed": lambda: failed(BUNDLE, "x.onnx", CheckOptions(), SuspectError("it hung up", "Try again."), 0),
     "interrupted": lambda: failed(BUNDLE, "x.onnx", CheckOptions(alpha=0.1), KeyboardInterrupt(), 7),
@@ -221,6 +222,9 @@ def test_a_report_with_everything_has_every_part() -> None:
     assert all(part in text for part in (*parts, "The queries", "Facts of the run", "Digests", "The references", "7" * 64))
     assert "not drawn at random among its siblings" in text
     assert "Looks" not in Page(page(REPORTS["derived"](), BUNDLE)).text
+    given_up = Page(page(REPORTS["given up"](), BUNDLE))
+    assert "asking ended after queries: see the looks and the conditions ." in given_up.text
+    assert ("looks.1.queries", "20", "20") in given_up.data
 
 
 def test_a_page_without_its_bundle_has_no_pictures_but_all_numbers() -> None:
@@ -359,8 +363,15 @@ def test_exhibits_of_little_access_few_answers_and_no_references() -> None:
     classes[SPANS["akh"][0] : SPANS["akh"][1]] = -1
     partly = exhibits_of(BUNDLE, Answers(classes[:, None], None, Access.LABEL, 5))
     assert (partly[0].answered, partly[0].agreed, partly[0].reference_mean) == (0, 0, None)
-    assert {(e.given, e.agrees) for e in partly[0].shown} == {(None, False)}
+    assert [(e.row, e.given, e.agrees) for e in partly[0].shown] == [(row, None, False) for row in range(SHOWN)]
+    assert {e.share for e in partly[0].shown} == {e.share for e in exhibits_of(BUNDLE, INNOCENT)[0].shown}
     assert partly[1].answered == 20
+    classes[:] = -1
+    some = [3, 7, 8, 11, 30]
+    classes[some] = VICTIM.labels[some]
+    early = exhibits_of(BUNDLE, Answers(classes[:, None], None, Access.LABEL, 5))
+    assert [[e.row for e in group.shown if e.agrees] for group in early] == [[3, 7, 8, 11], [30], []]
+    assert [len(group.shown) for group in early] == [4, 1, SHOWN]
     alone = exhibits_of(with_references(0), INNOCENT)
     assert {e.share for group in alone for e in group.shown} == {None}
 

@@ -11,13 +11,14 @@ from onnxaudit.bundle import QueryBundle
 from onnxaudit.report.exhibits import Exhibit, ExhibitGroup
 
 SHOWN = 12
-"""Queries shown of each group: the first in the bundle's order, which was fixed before any suspect was asked."""
+"""Queries shown of each group: the first that were answered, in the bundle's order, fixed before any suspect was asked."""
 
 
 def exhibits_of(bundle: QueryBundle, answers: Answers) -> tuple[ExhibitGroup, ...]:
     """The first queries of every scheme and of the controls with the suspect's answers: a pure function of its arguments.
 
-    Schemes that share queries share a group. Which queries are shown does not depend on what anyone answered.
+    Schemes that share queries share a group. Which queries are shown does not depend on what was answered to them; of a group
+    without any answer the first are shown.
     """
     manifest = bundle.manifest
     names: dict[tuple[int, int], list[str]] = {}
@@ -49,7 +50,7 @@ def _group(
     agreed = (answers.labels[span] == expected[span]) & asked
     shares = None if others is None else (others[:, span] == expected[span])
     rates = None if shares is None or not asked.any() else shares[:, asked].mean(axis=1)
-    first = np.arange(rows[0], min(rows[1], rows[0] + SHOWN))
+    first = (rows[0] + (np.flatnonzero(asked) if asked.any() else np.arange(len(asked))))[:SHOWN]
     own = _scores(bundle.answers["victim"], answers.access, first) if names else np.full(len(first), np.nan)
     given = _scores(answers, answers.access, first)
     return ExhibitGroup(
@@ -64,11 +65,11 @@ def _group(
             Exhibit(
                 int(row),
                 _name(bundle, int(expected[row])),
-                _name(bundle, int(answers.labels[row])) if asked[i] else None,
-                bool(agreed[i]),
+                _name(bundle, int(answers.labels[row])) if asked[row - rows[0]] else None,
+                bool(agreed[row - rows[0]]),
                 _known(own[i]),
                 _known(given[i]),
-                None if shares is None else float(shares[:, i].mean()),
+                None if shares is None else float(shares[:, row - rows[0]].mean()),
             )
             for i, row in enumerate(first)
         ),
