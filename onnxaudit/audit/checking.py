@@ -37,7 +37,7 @@ REPEATS = 8
 class CheckOptions:
     """How a check is to be done. alpha None: the bundle's. repeat: queries asked twice, to see whether answers are stable.
 
-    looks: so many queries of the schemes are asked between looks at the answers; None: all at once. access, target: recorded in
+    looks: so many queries of the schemes are asked between looks at the answers; None: all at once. exhibits: single queries are wanted in the report. access, target: recorded in
     the transcript; target is a digest of all that says which suspect a URL and its headers mean.
     """
 
@@ -51,6 +51,7 @@ class CheckOptions:
     access: str | None = None
     target: str | None = None
     looks: tuple[int, ...] | None = None
+    exhibits: bool = False
 
 
 @dataclass(slots=True)
@@ -92,7 +93,8 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
         report = dataclasses.replace(report, own_pool=beside(judged(own)))
     clock.lap("detect")
     queries = {"sent": result.sent, "reused": result.reused, "failed": result.failed}
-    exhibits, sealed = exhibits_of(bundle, result.answers), result.transcript_sha256
+    exhibits = exhibits_of(bundle, result.answers) if options.exhibits else ()
+    sealed = result.transcript_sha256
     return dataclasses.replace(report, queries=queries, seconds=clock.seconds, transcript_sha256=sealed, exhibits=exhibits)
 
 

@@ -82,7 +82,15 @@ def check(
     source = url or suspect or ""
     loaded = load(find_bundle(bundle))
     options = CheckOptions(
-        alpha, references, budget, evidence, resume, 4 if url else 0, device, looks=_planned(looks, loaded.manifest.looks, url)
+        alpha,
+        references,
+        budget,
+        evidence,
+        resume,
+        4 if url else 0,
+        device,
+        looks=_planned(looks, loaded.manifest.looks, url),
+        exhibits=any(path.suffix in (".html", ".md") for path in output or []),
     )
     said = {
         "shape": parse_shape(input),
