@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from onnxaudit.report.model import DERIVED, NOT_SHOWN, Report
+from onnxaudit.report.model import DERIVED, NOT_SHOWN, LineUp, Report
 
 COLOURS = {"derived": "\033[1;31m", "not-shown": "\033[1;32m", "inconclusive": "\033[1;33m"}
 RESET = "\033[0m"
@@ -101,7 +102,31 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("suspect", f"{suspect['source']} ({suspect['kind']}, {suspect['access']}{', ' + runtime if runtime else ''})"),
         ("bundle", f"{report.bundle['id'][:16]}, {report.bundle['references']} references, statistic {report.statistic}"),
         ("queries", f"{sent['sent']} sent, {sent['reused']} reused, {sent['failed']} failed"),
+        *([("looks", looks_words(report))] if report.looks else []),
+        *([("line-up", line_up_words(report.line_up))] if report.line_up else []),
+        *([("own pool", own_pool_words(report.own_pool))] if report.own_pool else []),
     ]
+
+
+def looks_words(report: Report) -> str:
+    """The planned looks in one line."""
+    after = ", ".join(str(look.queries) for look in report.looks)
+    needed = "" if report.needed is None else f"; {report.needed} were needed"
+    return f"after {after} queries of the schemes{needed}"
+
+
+def line_up_words(line_up: LineUp) -> str:
+    """The line-up in one line."""
+    closer = sum(agreement >= line_up.victim for agreement in line_up.siblings)
+    place = "closer to the victim than to any" if not closer else f"as close to {closer}"
+    figures = f"rank p = {line_up.p_value:.3g}, e = {line_up.e_value:.3g}; it decides nothing"
+    return f"{place} of {len(line_up.siblings)} siblings ({figures})"
+
+
+def own_pool_words(own: Mapping[str, Any]) -> str:
+    """What the bundle's own references say, in one line."""
+    p = "no p" if own["p_value"] is None else f"p = {own['p_value']:.3g}"
+    return f"with the bundle's own {own['references']} references: {own['finding']} ({p})"
 
 
 def text(report: Report, *, colour: bool = False) -> str:
