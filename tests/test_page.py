@@ -322,6 +322,14 @@ def test_a_server_that_answers_with_a_book_is_cut_short() -> None:
     assert visible("b" * (LONGEST + 1)) == "b" * LONGEST + f" … ({LONGEST + 1} characters)"
 
 
+def test_a_long_name_does_not_push_the_finding_away() -> None:
+    report = REPORTS["derived"]()
+    text = page(dataclasses.replace(report, suspect={**report.suspect, "source": "w/" * 450 + "end.onnx"}), BUNDLE)
+    taken = Page(text)
+    assert taken.text.index(" ▲ Derived ") < 800
+    assert "w/" * 450 + "end.onnx" in "".join(taken.words)
+
+
 # --------------------------------------------------------------------------------------------------------------- exhibits
 
 

@@ -24,6 +24,8 @@ from onnxaudit.schemes.catalogue import CATALOGUE
 
 LONGEST = 2000
 """Characters of one value that are shown; a server may answer with a book."""
+HEADING = 80
+"""Characters of each end of a long name that head the page."""
 MOST_REFERENCES = 200
 """Of the references, the closest are listed; the JSON has all."""
 SMALL = 64
@@ -52,6 +54,7 @@ def page(report: Report, bundle: QueryBundle | None = None) -> str:
         report=report,
         number=partial(_number, facts),
         broken=_broken,
+        heading=_heading(report.suspect["source"]),
         sentence=sentence(report),
         propositions=propositions(report),
         closer=facts["closer"],
@@ -116,6 +119,11 @@ def _strips(report: Report) -> dict[str, Strip]:
             marks.append(("victim", controls.victim_accuracy, f"victim {controls.victim_accuracy:.0%}"))
         drawn["accuracy"] = strip([(rate, f"{rate:.1%}") for rate in controls.reference_accuracy], marks, share=True)
     return drawn
+
+
+def _heading(source: str) -> Markup:
+    """A name that cannot push the finding out of sight; the whole of it is among the facts."""
+    return _broken(source if len(source) <= 2 * HEADING else f"{source[:HEADING]} … {source[-HEADING:]}")
 
 
 def _broken(path: str) -> Markup:
