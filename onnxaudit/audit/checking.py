@@ -37,8 +37,9 @@ REPEATS = 8
 class CheckOptions:
     """How a check is to be done. alpha None: the bundle's. repeat: queries asked twice, to see whether answers are stable.
 
-    looks: so many queries of the schemes are asked between looks at the answers; None: all at once. exhibits: single queries are wanted in the report. access, target: recorded in
-    the transcript; target is a digest of all that says which suspect a URL and its headers mean.
+    looks: so many queries of the schemes are asked between looks at the answers; None: all at once. exhibits: single queries are
+    wanted in the report. access, target: recorded in the transcript; target is a digest of all that says which suspect a URL and
+    its headers mean.
     """
 
     alpha: float | None = None

@@ -67,9 +67,25 @@ def controls_of(bundle: QueryBundle, answers: Answers) -> Controls:
         confused=", ".join(confused),
         answered=int(answers.answered[span].sum()),
         accuracy=control_accuracy(bundle, answers),
-        reference_accuracy=once(accuracies, bundle),
-        victim_accuracy=manifest.victim.accuracy,
+        reference_accuracy=_on_these(bundle, answers),
+        victim_accuracy=_share_right(bundle, bundle.answers["victim"], answers.answered),
     )
+
+
+def _on_these(bundle: QueryBundle, answers: Answers) -> tuple[float, ...]:
+    """Accuracies of the references on the controls that the suspect answered: at a look these are the easy ones first."""
+    if answers.answered[slice(*bundle.manifest.controls)].all():
+        return once(accuracies, bundle)
+    shares = [_share_right(bundle, said, answers.answered) for said in references_of(bundle)]
+    return tuple(share for share in shares if share is not None)
+
+
+def _share_right(bundle: QueryBundle, said: Answers, rows: NDArray[np.bool_]) -> float | None:
+    """A model's accuracy on the labelled controls among the rows; None where there are none."""
+    span = slice(*bundle.manifest.controls)
+    if not bundle.manifest.labelled or not rows[span].any():
+        return None
+    return float((said.labels[span] == bundle.control_labels)[rows[span]].mean())
 
 
 def weak_references(bundle: QueryBundle) -> bool:
