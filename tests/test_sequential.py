@@ -124,3 +124,10 @@ def test_a_statistic_that_is_not_a_number_counts_against_the_claim() -> None:
     statistics = np.zeros(20)
     statistics[-1] = np.nan
     assert order_of_entry([Glance(statistics)] * 2, final=True)[-1].p == 1.0
+
+
+def test_with_too_few_references_nothing_is_futile() -> None:
+    statistics = np.linspace(-1, 1, 10)
+    standings = order_of_entry([Glance(statistics)] * 2, final=False)
+    assert not futile(standings, 9, 0.05)
+    assert not futile(standings[:1], 9, 0.2)

@@ -53,10 +53,13 @@ def conditions_of(
     if looks > 1:
         said.append(f"answers were judged {looks} times as they came in: p is multiplied by {looks}")
     if seen is not None and seen.futile:
-        said.append(
-            f"asking ended after {seen.queries[-1]} queries of the schemes: {seen.standings[-1].closer} references are as close "
-            "to the victim as the suspect, and more queries would hardly change that; p is given as 1"
+        last = seen.standings[-1]
+        why = (
+            f"{last.ahead} references came first, so p can no longer fall to alpha"
+            if last.best > level
+            else f"{last.closer} references are as close to the victim as the suspect, and more queries would hardly change that"
         )
+        said.append(f"asking ended after {seen.queries[-1]} queries of the schemes: {why}; p is given as 1")
     if controls.confused:
         said.append(
             f"the suspect gets nearly all easy controls of {controls.confused} wrong: a weak model, or another label order"

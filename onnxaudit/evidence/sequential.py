@@ -73,10 +73,12 @@ def order_of_entry(looks: Sequence[Glance], *, final: bool, tolerance: float = 0
 def futile(standings: Sequence[Standing], references: int, alpha: float) -> bool:
     """Whether asking on is not worth it: too many references are ahead, or at two looks running at least half are as close.
 
-    Stopping for it never accuses anybody: the finding then is that derivation is not shown.
+    Stopping for it never accuses anybody: the finding then is that derivation is not shown. With too few references for alpha
+    from the start nothing is futile, for nothing was to be found: others may be put in their place.
     """
     recent = standings[-2:]
-    return recent[-1].best > alpha + 1e-12 or (len(recent) == 2 and all(2 * look.closer >= references for look in recent))
+    spent = recent[-1].best > alpha + 1e-12 >= 1 / (references + 1)
+    return spent or (len(recent) == 2 and all(2 * look.closer >= references for look in recent))
 
 
 def _leader(statistics: Floats, schemes: float) -> int | None:
