@@ -42,6 +42,7 @@ TAKES: Mapping[str, tuple[str, ...]] = {
 }
 """Options that mean something for each kind of file; a time-stamp may be of any."""
 NAMES: Mapping[str, str] = {
+    "bundle": "a bundle",
     "report": "a report",
     "transcript": "a transcript",
     "commitment": "a commitment",
@@ -56,11 +57,11 @@ def verify_file(path: Path, options: VerifyOptions, progress: Progress | None = 
     Raises ArtefactError for the first thing that does not hold, UsageError where something to check it against is missing.
     """
     kind = "report" if options.evidence is not None else kind_of(path)
+    bundle = load(path) if kind == "bundle" else None  # first, for all that is no JSON counts as a bundle, damaged or not
     for name in ("evidence", "of", "commitment", "public_key", "reproduce"):
         if getattr(options, name) is not None and name not in TAKES[kind]:
-            raise UsageError(f"--{name.replace('_', '-')} means nothing for a {kind}", "See: onnxaudit verify --help")
-    if kind == "bundle":
-        bundle = load(path)
+            raise UsageError(f"--{name.replace('_', '-')} means nothing for {NAMES[kind]}", "See: onnxaudit verify --help")
+    if bundle is not None:
         yield f"{path}: intact. {len(bundle.manifest.tensors)} tensors match their digests; id {bundle.id}"
         if options.reproduce is not None:
             yield from _reproduced(bundle, options.reproduce, path.name, progress or Silent())

@@ -182,7 +182,6 @@ def to_array(values: Values, where: str) -> NDArray[Any]:
 
 
 def _values(array: NDArray[Any]) -> Values:
-    array = np.ascontiguousarray(array)
     return Values(array.dtype.str, array.shape, base64.b64encode(array.tobytes()).decode())
 
 
@@ -209,4 +208,4 @@ def _content(row: int, salt: bytes, query: NDArray[Any], answer: NDArray[Any]) -
 def _digest(array: NDArray[Any]) -> str:
     """As a bundle's manifest has it of a tensor."""
     head = canonical([array.dtype.str, list(array.shape)]).encode()
-    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
+    return hashlib.sha256(head + array.tobytes()).hexdigest()
