@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 QUOTED = 200  # bytes of a reply that an error message quotes
 _SHORTEST = 3  # a "secret" of one or two characters protects nothing, and hiding it would garble every message
+_PARTS = re.compile(r"[\s=;,\"]+")  # a cookie's value without its name is as secret
 
 
 class Redaction:
     """Hides the values of headers and the secrets of an address, wherever they turn up."""
 
     def __init__(self, headers: Mapping[str, str], secrets: Iterable[str]) -> None:
-        words = {word for value in headers.values() for word in (value, *value.split())} | set(secrets)
+        words = {word for value in headers.values() for word in (value, *value.split(), *_PARTS.split(value))} | set(secrets)
         self._secrets = sorted((word for word in words if len(word) >= _SHORTEST), key=len, reverse=True)
 
     def clean(self, text: str) -> str:
