@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from onnxaudit.alone import alone
 from onnxaudit.audit.crafting import CraftOptions, victim_of
 from onnxaudit.audit.progress import Progress
 from onnxaudit.craft.data import Data, load_data
@@ -66,12 +67,18 @@ def build_zoo(options: ZooOptions, progress: Progress) -> Built:
     """Make every model of the plan that is not there yet, and write the manifest.
 
     Deterministic on one machine, and resumable: what was completed is found by a digest of all that it depends on. Raises
-    UsageError for data, a victim or a plan that do not go together.
+    UsageError for data, a victim or a plan that do not go together, and where another process builds in the same folder.
     """
     data = load_data(options.data)
     classes = _checked(data)
     plan = load_plan(find_plan(options.recipe), len(data), options.seed)
     _check_networks(plan, data.shape)
+    options.output.mkdir(parents=True, exist_ok=True)
+    with alone(options.output / ".lock"):
+        return _build(options, plan, data, classes, progress)
+
+
+def _build(options: ZooOptions, plan: Plan, data: Data, classes: int, progress: Progress) -> Built:
     for folder in (options.output / "models", options.output / ".work"):
         folder.mkdir(parents=True, exist_ok=True)
     shelves = {"": _shelve(options.output, "", data, _parts(plan, len(data)), classes)}

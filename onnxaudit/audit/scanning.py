@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxaudit import __version__
+from onnxaudit.alone import alone
 from onnxaudit.answers import parse_access
 from onnxaudit.audit.checking import CheckOptions
 from onnxaudit.audit.progress import Progress
@@ -74,7 +75,7 @@ def scan(
     said = {name: value for name, value in options.said.items() if value is not None}
     how = [__version__, options.access, alpha, said, options.output_name]
     settings = hashlib.sha256(canonical(how).encode()).hexdigest()[:16]
-    with Findings(output) as findings:
+    with alone(output.with_name(output.name + ".lock")), Findings(output) as findings:
         record = Record(findings, list(dict.fromkeys(sources)), bundles, settings, alpha)
         record.begin()
         _say_what_is_needed(record, alpha, progress)
