@@ -1,0 +1,248 @@
+"""Siblings in bundles: made, drawn, refused where they are the victim, and taken off every scheme's score."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+
+from onnxaudit.answers import Access, Answers
+from onnxaudit.audit.calibrating import calibrate, preregistered
+from onnxaudit.audit.crafting import CraftOptions, craft
+from onnxaudit.audit.judging import judge
+from onnxaudit.audit.progress import Silent
+from onnxaudit.bundle import QueryBundle
+from onnxaudit.craft.pools.siblings import draw, drawn_among
+from onnxaudit.craft.samplers.disagreement import entropy
+from onnxaudit.errors import UsageError
+from onnxaudit.evidence.siblings import STATISTIC
+from onnxaudit.report.model import Report
+from tests.bundles import QUERIES, Recorded, simulated_bundle
+from tests.conftest import FIXTURES
+
+RECIPE = """
+import numpy as np, torch
+from torch import nn
+
+def sibling(seed):
+    torch.manual_seed(seed)
+    data = np.load({data!r})
+    x, y = torch.from_numpy(data["x"][:1500]).float().div(255).reshape(-1, 1, 28, 28), torch.from_numpy(data["y"][:1500])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10))
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(4):
+        for part in torch.randperm(len(x)).split(64):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(x[part]), y[part]).backward()
+            optimiser.step()
+    return model
+
+def broken(seed):
+    raise RuntimeError("no data\\nfor " + str(seed))
+
+def other(seed):
+    return nn.Linear(3, 10)
+
+def nothing(seed):
+    return None
+"""
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The owner's folder: code, and a victim by it."""
+    folder = tmp_path_factory.mktemp("house")
+    (folder / "owner_recipe.py").write_text(RECIPE.format(data=str(FIXTURES / "fashion/train.npz")))
+    return folder
+
+
+def options(house: Path, **more: object) -> CraftOptions:
+    base = CraftOptions(
+        house / "victim.pt",
+        FIXTURES / "fashion/train.npz",
+        ("line-up", "random"),
+        queries=40,
+        device="cpu",
+        sibling_folder=house / "siblings",
+        references=FIXTURES / "zoo/references",
+    )
+    return dataclasses.replace(base, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def family(house: Path) -> QueryBundle:
+    """A bundle of a victim with three siblings by its recipe."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(house)
+        torch.set_num_threads(1)
+        from onnxaudit.craft.pools.siblings import _train
+
+        _train("owner_recipe:sibling", 0, (28, 28, 1), "NCHW", house / "victim.pt")
+        return craft(options(house, train_siblings=3, recipe="owner_recipe:sibling"), Silent())
+
+
+def test_siblings_are_trained_by_the_owners_recipe_and_used(family: QueryBundle, house: Path) -> None:
+    siblings = family.manifest.of_role("sibling")
+    assert [model.origin for model in siblings] == [f"trained by owner_recipe:sibling, seed {n}" for n in (1, 2, 3)]
+    assert family.manifest.statistic == STATISTIC
+    assert all(model.accuracy is not None and model.accuracy > 0.6 for model in siblings)
+    entry = family.manifest.schemes[0]
+    assert entry.name == "line-up"
+    said = np.stack([family.answers[m.id].labels[slice(*entry.rows)] for m in (family.manifest.victim, *siblings)])
+    assert (entropy(said.astype(np.int64)) > 0).all()  # every query tells at least two of them apart
+    files = {file: file.stat().st_mtime_ns for file in (house / "siblings").iterdir()}
+    assert len(files) == 3
+
+
+def test_nothing_is_trained_twice(family: QueryBundle, house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(house)
+    before = {file: file.stat().st_mtime_ns for file in (house / "siblings").iterdir()}
+    again = craft(options(house, train_siblings=3, recipe="owner_recipe:sibling"), Silent())
+    assert {file: file.stat().st_mtime_ns for file in (house / "siblings").iterdir()} == before
+    assert np.array_equal(again.queries, family.queries)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("owner_recipe:broken", "fails with seed 1: no data"),
+        ("owner_recipe:other", "does not take the victim's inputs"),
+        ("owner_recipe:nothing", "makes a NoneType"),
+        ("owner_recipe:absent", "cannot be imported"),
+        ("no_such_module:x", "cannot be imported"),
+    ],
+)
+def test_a_recipe_that_does_not_work_is_one_line(
+    family: QueryBundle, house: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, words: str
+) -> None:
+    monkeypatch.chdir(house)
+    with pytest.raises(UsageError, match=words) as caught:
+        craft(options(house, train_siblings=1, recipe=recipe), Silent())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sibling_that_is_the_victim_is_refused(family: QueryBundle, house: Path, tmp_path: Path) -> None:
+    saved = family.save(tmp_path / "b.oab")
+    with pytest.raises(UsageError, match="it is the victim, or a copy of it"):
+        calibrate(saved, [str(house / "victim.pt")], "sibling", Silent(), "cpu")
+    with pytest.raises(UsageError, match=r"is sibling-000 .* again"):
+        calibrate(saved, [str(next(iter(sorted((house / "siblings").iterdir()))))], "sibling", Silent(), "cpu")
+
+
+def test_the_lot_falls_by_contents_and_seed_alone(family: QueryBundle, house: Path, tmp_path: Path) -> None:
+    files = sorted((house / "siblings").iterdir())
+    victim, others = draw(files, 7)
+    moved = []
+    for number, file in enumerate(reversed(files)):
+        moved.append(tmp_path / f"{number}.pt")
+        moved[-1].write_bytes(file.read_bytes())
+    again, rest = draw(moved, 7)
+    assert again.read_bytes() == victim.read_bytes()
+    assert len(others) == len(rest) == 2
+    with pytest.raises(UsageError, match="a draw among 1"):
+        draw([files[0], files[0]], 7)
+
+
+def test_every_model_is_drawn_as_often() -> None:
+    digests = [hashlib.sha256(bytes([n])).hexdigest() for n in range(5)]
+    counts = np.bincount([drawn_among(digests, seed) for seed in range(2000)], minlength=5)
+    assert counts.min() > binom.ppf(0.0005, 2000, 0.2)
+    assert counts.max() < binom.ppf(0.9995, 2000, 0.2)
+
+
+def test_craft_with_draw_says_so_in_the_bundle(family: QueryBundle, house: Path) -> None:
+    bundle = craft(options(house, victim=house / "siblings", draw=3, schemes=("line-up",)), Silent())
+    assert bundle.manifest.drawn == 3
+    assert len(bundle.manifest.of_role("sibling")) == 2
+    assert bundle.manifest.statistic != STATISTIC  # two are too few for a mean
+    models = [m for m in bundle.manifest.models if m.role in ("victim", "sibling")]
+    digests = sorted(str(m.sha256) for m in models)
+    assert digests[drawn_among(digests, 3)] == bundle.manifest.victim.sha256
+
+
+def test_options_that_contradict_each_other(house: Path) -> None:
+    for more in ({"train_siblings": 3}, {"recipe": "a:b"}, {"draw": 1}, {"victim": house}):
+        with pytest.raises(UsageError):
+            craft(options(house, **more), Silent())
+    with pytest.raises(UsageError, match="needs siblings"):
+        craft(options(house, schemes=("line-up",)), Silent())
+
+
+# ----------------------------------------------------------------------------------------------------------- the statistic
+
+
+def related(count: int, seed: int, *, shared: float) -> QueryBundle:
+    """A bundle with siblings: victim, siblings and one honest twin more share some of their errors, references have their own."""
+    bundle = simulated_bundle(40, seed=seed)
+    rng = np.random.default_rng([5, seed])
+    family_errors = rng.normal(0, 1, (QUERIES, 5))
+    answers, entries = dict(bundle.answers), list(bundle.manifest.models)
+
+    def kin() -> Answers:
+        rows = bundle.answers["victim"].dense() * 0
+        rows[np.arange(QUERIES), _truth(bundle)] += 2.0
+        rows += shared * family_errors + rng.normal(0, 1, (QUERIES, 5))
+        return Answers.from_scores(rows, Access.LOGITS)
+
+    answers["victim"] = kin()
+    for number in range(count):
+        name = f"sibling-{number:03d}"
+        answers[name] = kin()
+        entries.append(dataclasses.replace(entries[0], id=name, role="sibling", sha256=f"{number:064d}"))
+    answers["twin"] = kin()
+    manifest = dataclasses.replace(bundle.manifest, models=tuple(entries))
+    return preregistered(dataclasses.replace(bundle, manifest=manifest, answers=answers))
+
+
+def _truth(bundle: QueryBundle) -> np.ndarray:
+    said = np.stack([answers.labels for answers in bundle.answers.values()])
+    return np.array([np.bincount(column, minlength=5).argmax() for column in said.T])
+
+
+def judged(bundle: QueryBundle, answers: Answers) -> Report:
+    return judge(bundle, Recorded(bundle, answers).card, answers, None)
+
+
+def test_what_siblings_share_is_taken_off() -> None:
+    bundle = related(4, 0, shared=1.0)
+    suspect = bundle.answers["reference-003"]
+    report = judged(bundle, suspect)
+    span = slice(0, 24)
+
+    def rate(name: str) -> float:
+        return float((suspect.labels[span] == bundle.answers[name].labels[span]).mean())
+
+    expected = rate("victim") - np.mean([rate(f"sibling-{n:03d}") for n in range(4)])
+    akh = next(scheme for scheme in report.schemes if scheme.name == "akh")
+    assert akh.score == pytest.approx(expected)
+    assert report.line_up is not None
+    assert report.line_up.victim == pytest.approx(rate("victim"))
+    assert report.line_up.siblings == pytest.approx([rate(f"sibling-{n:03d}") for n in range(4)])
+    assert not report.line_up.drawn
+    assert any("not drawn by lot" in condition for condition in report.conditions)
+
+
+def test_an_honest_twin_is_accused_without_siblings_and_not_with_them() -> None:
+    """Over forty draws of a family that shares many of its errors."""
+    alone = together = copies = 0
+    for seed in range(40):
+        bundle = related(9, seed, shared=1.6)
+        without = dataclasses.replace(
+            bundle,
+            manifest=dataclasses.replace(
+                bundle.manifest,
+                statistic="mean-z/1",
+                models=tuple(model for model in bundle.manifest.models if model.role != "sibling"),
+            ),
+        )
+        alone += judged(without, bundle.answers["twin"]).p_value == pytest.approx(1 / 41)
+        together += (judged(bundle, bundle.answers["twin"]).p_value or 1) <= 0.05
+        copies += judged(bundle, bundle.answers["victim"]).p_value == pytest.approx(1 / 41)
+    assert alone > 8
+    assert together <= binom.ppf(0.99, 40, 0.05)
+    assert copies == 40
