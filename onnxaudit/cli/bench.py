@@ -49,7 +49,8 @@ def bench(
     from onnxaudit.zoo.manifest import load_zoo
 
     try:
-        from onnxaudit.audit.benchmark.sweep import BenchOptions
+        from onnxaudit.alone import alone
+    from onnxaudit.audit.benchmark.sweep import BenchOptions
         from onnxaudit.audit.benchmark.sweep import bench as run
         from onnxaudit.audit.crafting import CraftOptions
     except ModuleNotFoundError as error:
@@ -96,8 +97,9 @@ def bench(
     console = Console()
     try:
         output.mkdir(parents=True, exist_ok=True)
-        result = run(crafting, entries, options, console)
-        written = write_results(result, zoo.name, output)
+        with alone(output / ".lock"):
+            result = run(crafting, entries, options, console)
+            written = write_results(result, zoo.name, output)
     except OSError as error:
         raise UsageError(f"{error.filename or output} cannot be written: {error.strerror}", "Choose another folder.") from None
     finally:
