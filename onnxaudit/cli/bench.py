@@ -49,12 +49,12 @@ def bench(
     from onnxaudit.zoo.manifest import load_zoo
 
     try:
-        from onnxaudit.alone import alone
-    from onnxaudit.audit.benchmark.sweep import BenchOptions
+        from onnxaudit.audit.benchmark.sweep import BenchOptions
         from onnxaudit.audit.benchmark.sweep import bench as run
         from onnxaudit.audit.crafting import CraftOptions
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "PyTorch", "torch") from None
+    from onnxaudit.alone import alone
     from onnxaudit.audit.benchmark.preparing import expanded
     from onnxaudit.report.benchmark import summary, write_results
 
