@@ -28,10 +28,10 @@ def commit(
     if open is not None:
         if date or sign or timestamp_request:
             raise UsageError("--open shows queries of a commitment that exists", "Leave out --date, --sign and the like.")
-        path = output or Path(file.stem + ".opening.json")
+        path = output or Path(file.name.removesuffix(".oab") + ".opening.json")
         lines = show_rows(file, parse_rows(open), path, force=force)
     else:
-        path = output or Path(file.stem + ".commitment.json")
+        path = output or Path(file.name.removesuffix(".oab") + ".commitment.json")
         lines = bind(file, Binding(path, date, sign, timestamp_request, force))
     for line in lines:
         typer.echo(line)
