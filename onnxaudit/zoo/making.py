@@ -107,8 +107,8 @@ def key_of(planned: Planned, workshop: Workshop, parent: str = "") -> str:
 
 
 def _is_differentiated(planned: Planned) -> bool:
-    """Whether schemes take gradients of it, so that TorchScript lies beside it: of references, as of those that craft trains."""
-    return planned.kind == "reference" and planned.method == "train" and not planned.deployed
+    """Whether TorchScript lies beside it: of references, whose gradients schemes take, and of siblings, which may be victims."""
+    return planned.kind in ("reference", "sibling") and planned.method == "train" and not planned.deployed
 
 
 def found(planned: Planned, workshop: Workshop, key: str) -> Made | None:

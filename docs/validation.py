@@ -1,0 +1,335 @@
+"""Writes docs/validation.md: how often independent models are called derived, and what the tests that papers use would say.
+
+    onnxaudit zoo build --data FASHION-MNIST --recipe docs/validation.toml -o zoo-validation
+    python docs/validation.py zoo-validation [--victims 21] [--output docs/validation.md]
+
+Every model by the victim's recipe is the victim in turn. For each, a bundle is crafted with the zoo's references and ``SIBLINGS``
+siblings; every innocent answers it once, and is judged in each of the ways that the page compares. Queries, references and
+siblings never see an innocent. The figures are kept beside the page as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import beta, binom
+
+from onnxaudit.answers import Access, Answers
+from onnxaudit.audit.calibrating import preregistered
+from onnxaudit.audit.crafting import CraftOptions, craft
+from onnxaudit.audit.judging import judge
+from onnxaudit.audit.progress import Silent
+from onnxaudit.bundle import QueryBundle
+from onnxaudit.interview import interview
+from onnxaudit.registry import open_suspect
+from onnxaudit.report.benchmark import markdown_table
+from onnxaudit.report.model import Report
+from onnxaudit.suspect import SuspectCard, Target
+from onnxaudit.zoo.manifest import ZooEntry, load_zoo
+from onnxaudit.zoo.saving import DIFFERENTIABLE
+
+HERE = Path(__file__).resolve().parent
+ALPHAS = (0.01, 0.05, 0.1, 0.2)
+SIBLINGS, TWINS = 15, 5
+"""Of the models by the victim's recipe: so many in a bundle, and so many kept out of all bundles, as honest twins."""
+AUTO = ("ipguard-tl", "sac-m", "akh")
+QUERY_LEVEL = ("ipguard-tl", "akh", "random")
+WAYS: Mapping[str, str] = {
+    "rank": "rank among the references, no tolerance",
+    "finding": "**the finding** (`mean-z/1`, tolerance)",
+    "looks": "**the finding with looks**",
+    "siblings": "**the finding with siblings** (`sibling-z/1`, tolerance)",
+    "siblings-rank": "rank with siblings, no tolerance",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """One model of the zoo, and what it said to every bundle."""
+
+    entry: ZooEntry
+    card: SuspectCard
+    answers: Sequence[Answers]
+
+
+def main() -> None:
+    """Craft, ask, judge, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--victims", type=int, default=21)
+    parser.add_argument("--output", type=Path, default=HERE / "validation.md")
+    given = parser.parse_args()
+    zoo = load_zoo(given.folder / "zoo.json")
+    kin = [given.folder / "victim.pt", *(_program(given.folder, entry) for entry in zoo if entry.kind == "sibling")]
+    bundles = [_bundle(given.folder, zoo, kin, place) for place in range(min(given.victims, len(kin) - TWINS))]
+    judged = [entry for entry in zoo if entry.kind in ("negative", "positive")]
+    judged += [entry for entry in zoo if entry.kind == "sibling"][-TWINS:]
+    models = list(_ask(given.folder, judged, bundles))
+    figures = measure(bundles, models)
+    given.output.with_suffix(".json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    folder = given.output.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    draw(figures, folder)
+    given.output.write_text(page(figures), encoding="utf-8")
+
+
+def _program(folder: Path, entry: ZooEntry) -> Path:
+    return (folder / entry.file).with_suffix(DIFFERENTIABLE)
+
+
+def _bundle(folder: Path, zoo: Sequence[ZooEntry], kin: Sequence[Path], place: int) -> QueryBundle:
+    """A bundle of one victim, with all that the ways of judging need."""
+    others = [file for number, file in enumerate(kin[:-TWINS]) if number != place][:SIBLINGS]
+    links = folder / ".validation" / str(place)
+    links.mkdir(parents=True, exist_ok=True)
+    for number, file in enumerate(others):
+        link = links / f"sibling-{number:02d}.pt"
+        link.unlink(missing_ok=True)
+        link.symlink_to(file.resolve())
+    options = CraftOptions(
+        victim=kin[place],
+        data=folder / "craft.npz",
+        schemes=(*AUTO, "random", "line-up"),
+        reference_files=[folder / entry.file for entry in zoo if entry.kind == "reference"],
+        siblings=links,
+        device="cpu",
+        scale=1 / 255 if place else None,
+        layout="NCHW" if place else None,
+    )
+    bundle = craft(options, Silent())
+    print(f"bundle {place}: victim {kin[place].name}", flush=True)
+    return dataclasses.replace(bundle, id=f"{place:064x}")
+
+
+def _ask(folder: Path, entries: Sequence[ZooEntry], bundles: Sequence[QueryBundle]) -> Iterator[Asked]:
+    for number, entry in enumerate(entries):
+        manifest = bundles[0].manifest
+        target = Target(str(folder / entry.file), manifest.input, manifest.victim.num_classes, "cpu", options={"threads": 1})
+        with open_suspect(target) as suspect:
+            yield Asked(entry, suspect.card, [interview(suspect, bundle.queries).answers for bundle in bundles])
+        if number % 50 == 49:
+            print(f"{number + 1} of {len(entries)} models asked", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- judging
+
+
+def _only(bundle: QueryBundle, names: Sequence[str], *, siblings: bool) -> QueryBundle:
+    """The bundle with some of its schemes, and without its siblings unless they are wanted."""
+    manifest = bundle.manifest
+    models = tuple(model for model in manifest.models if siblings or model.role != "sibling")
+    schemes = tuple(entry for entry in manifest.schemes if entry.name in names)
+    plain = dataclasses.replace(manifest, models=models, schemes=schemes, statistic="mean-z/1")
+    return preregistered(dataclasses.replace(bundle, manifest=plain))
+
+
+def measure(bundles: Sequence[QueryBundle], models: Sequence[Asked]) -> dict[str, Any]:
+    """p-values of every model, by victim, access and way of judging; and those of tests on single queries."""
+    rows = []
+    for place, bundle in enumerate(bundles):
+        plain, kin = _only(bundle, AUTO, siblings=False), _only(bundle, (*AUTO, "line-up"), siblings=True)
+        for model in models:
+            if model.entry.kind == "positive" and place:
+                continue  # derived from the first victim only
+            for access in (Access.LOGITS, Access.LABEL):
+                answers = model.answers[place].degrade(access)
+                rows.append(
+                    {
+                        "victim": place,
+                        "kind": model.entry.kind,
+                        "task": model.entry.task,
+                        "accuracy": model.entry.accuracy,
+                        "access": "label" if access == Access.LABEL else "logits",
+                        "p": _p_values(plain, kin, model.card, answers),
+                        "queries": _query_level(bundle, answers),
+                    }
+                )
+    manifest = bundles[0].manifest
+    facts = {
+        "references": len(manifest.of_role("reference")),
+        "siblings": len(manifest.of_role("sibling")),
+        "victims": len(bundles),
+    }
+    return {"facts": facts, "rows": rows}
+
+
+def _p_values(plain: QueryBundle, kin: QueryBundle, card: SuspectCard, answers: Answers) -> dict[str, float | None]:
+    """By way of judging; None where the report is inconclusive, which accuses nobody."""
+
+    def of(bundle: QueryBundle, value: Callable[[Report], float | None], **more: Any) -> float | None:
+        report = judge(bundle, card, answers, 0.2, **more)
+        return None if report.finding == "inconclusive" else value(report)
+
+    return {
+        "rank": of(plain, lambda report: report.p_exchangeable),
+        "finding": of(plain, lambda report: report.p_value),
+        "looks": of(plain, lambda report: report.p_value, planned=plain.manifest.looks),
+        "siblings": of(kin, lambda report: report.p_value),
+        "siblings-rank": of(kin, lambda report: report.p_exchangeable),
+    }
+
+
+def _query_level(bundle: QueryBundle, answers: Answers) -> dict[str, float]:
+    """One-sided binomial p-values of matching rates against the references' mean rate, as if queries were independent."""
+    found = {}
+    for entry in bundle.manifest.schemes:
+        if entry.name in QUERY_LEVEL:
+            rows = slice(*entry.rows)
+            own = bundle.answers["victim"].labels[rows]
+            pool = [bundle.answers[model.id].labels[rows] for model in bundle.manifest.of_role("reference")]
+            rate = float(np.clip(np.mean([said == own for said in pool]), 0.5 / len(own), 1 - 0.5 / len(own)))
+            found[entry.name] = float(binom.sf(int((answers.labels[rows] == own).sum()) - 1, len(own), rate))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------------ tables
+
+
+def clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
+    """Exact two-sided 95 % limits of a rate."""
+    low = float(beta.ppf(0.025, hits, trials - hits + 1)) if hits else 0.0
+    return low, float(beta.ppf(0.975, hits + 1, trials - hits)) if hits < trials else 1.0
+
+
+def selected(figures: Mapping[str, Any], access: str, kind: Callable[[Mapping[str, Any]], bool]) -> list[Mapping[str, Any]]:
+    return [row for row in figures["rows"] if row["access"] == access and kind(row)]
+
+
+def p_of(rows: Sequence[Mapping[str, Any]], way: str) -> NDArray[np.float64]:
+    """p-values; 1 where the finding is inconclusive, which accuses nobody."""
+    return np.array([1.0 if row["p"][way] is None else row["p"][way] for row in rows])
+
+
+def rates(rows: Sequence[Mapping[str, Any]], way: str) -> list[str]:
+    """For each alpha the share accused over all victims, the limits for the first victim alone, the range over victims."""
+    cells = []
+    for alpha in ALPHAS:
+        by_victim = [
+            p_of([row for row in rows if row["victim"] == victim], way) <= alpha + 1e-12
+            for victim in sorted({row["victim"] for row in rows})
+        ]
+        shares = [float(hits.mean()) for hits in by_victim]
+        low, high = clopper_pearson(int(by_victim[0].sum()), len(by_victim[0]))
+        cells.append(f"{np.mean(shares):.1%} ({low:.0%} to {high:.0%}; {min(shares):.0%} to {max(shares):.0%})")
+    return cells
+
+
+def innocent(row: Mapping[str, Any]) -> bool:
+    return bool(row["kind"] != "positive")
+
+
+def groups(figures: Mapping[str, Any], access: str) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """Innocents in all, by whose data they were trained on, by their accuracy, and honest twins."""
+    apart = selected(figures, access, lambda row: row["kind"] == "negative")
+    yield "all independent models", apart
+    yield "… trained on the victim's data", [row for row in apart if row["task"] == "own-data"]
+    yield "… trained on other data", [row for row in apart if row["task"] == "other-data"]
+    edges = np.quantile([row["accuracy"] for row in apart], [1 / 3, 2 / 3])
+    thirds = np.searchsorted(edges, [row["accuracy"] for row in apart])
+    for number, words in enumerate(("least", "middle", "most")):
+        yield f"… {words} accurate third", [row for row, third in zip(apart, thirds, strict=True) if third == number]
+    yield "honest twins (victim's recipe and data)", selected(figures, access, lambda row: row["kind"] == "sibling")
+
+
+def query_level_rows(figures: Mapping[str, Any]) -> list[list[str]]:
+    """How often the binomial test accuses at nominal levels."""
+    rows = selected(figures, "label", lambda row: row["kind"] == "negative")
+    table = []
+    for name in QUERY_LEVEL:
+        values = np.array([row["queries"][name] for row in rows])
+        table.append(
+            [f"binomial test, {name}, 100 queries", *(f"{(values <= level).mean():.1%}" for level in (0.05, 0.01, 1e-3, 1e-6))]
+        )
+    own = p_of(rows, "finding")
+    table.append(["the finding", *(f"{(own <= level + 1e-12).mean():.1%}" for level in (0.05, 0.01)), "-", "-"])
+    return table
+
+
+def power_rows(figures: Mapping[str, Any]) -> list[list[str]]:
+    """Share of derived models found at alpha 0.05."""
+    table = []
+    for task in sorted({row["task"] for row in figures["rows"] if row["kind"] == "positive"}):
+        for access in ("logits", "label"):
+            rows = selected(figures, access, lambda row, task=task: row["task"] == task)  # type: ignore[misc]
+            ways = [f"{(p_of(rows, way) <= 0.05).mean():.0%}" for way in WAYS]
+            table.append([task, "scores" if access == "logits" else "labels", str(len(rows)), *ways])
+    return table
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """docs/validation.md."""
+    facts = figures["facts"]
+    count = sum(row["victim"] == 0 and row["access"] == "label" and row["kind"] == "negative" for row in figures["rows"])
+    head = ["innocents", "models", *(f"alpha {alpha:g}" for alpha in ALPHAS)]
+    lines = [
+        "# Validation: how often independent models are called derived",
+        "",
+        "```text",
+        "onnxaudit zoo build --data FASHION-MNIST --recipe docs/validation.toml -o zoo-validation",
+        "python docs/validation.py zoo-validation",
+        "```",
+        "",
+        f"These commands wrote this page. {count} independent networks of five architectures, half of them trained on the",
+        f"victim's own data, are judged against {facts['victims']} victims, each with {facts['references']} references, and",
+        f"{facts['siblings']} siblings of its own, 100 queries a scheme. No innocent took part in crafting or calibration. Each",
+        "cell is the share accused, over all victims; in brackets the exact 95 % limits (Clopper-Pearson) for the first victim alone,",
+        "whose innocents are independent trials, and the lowest and highest share of any victim. The promise is about the mean",
+        "over victims; one victim may lie more or less centrally.",
+        "",
+    ]
+    for access, words in (("logits", "scores"), ("label", "labels only")):
+        for way, title in WAYS.items():
+            rows = [
+                [name, str(sum(row["victim"] == 0 for row in rows)), *rates(rows, way)] for name, rows in groups(figures, access)
+            ]
+            lines += [f"## {title.replace('**', '')}, {words}", "", markdown_table(head, rows), ""]
+    lines += [
+        "## What tests on single queries would say",
+        "",
+        "A binomial test asks whether the suspect matches more queries than the references' mean rate explains, as if queries",
+        "were independent. They are not: a model that matches one boundary query matches others. Share of the same innocents accused,",
+        "labels, all victims:",
+        "",
+        markdown_table(["test", "nominal 5 %", "1 %", "0.1 %", "0.0001 %"], query_level_rows(figures)),
+        "",
+        "## Power",
+        "",
+        "Share of derived models called derived at alpha 0.05, first victim:",
+        "",
+        markdown_table(["task", "access", "models", *(title.replace("**", "") for title in WAYS.values())], power_rows(figures)),
+        "",
+        "![Share of innocents accused against alpha](validation/calibration.png)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def draw(figures: Mapping[str, Any], folder: Path) -> None:
+    """Share accused against alpha, for innocents in all and for honest twins."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    alphas = np.linspace(0, 0.2, 201)
+    kinds = {"independent models": "negative", "honest twins": "sibling"}
+    for axes, (title, kind) in zip(panels, kinds.items(), strict=True):
+        rows = selected(figures, "logits", lambda row, kind=kind: row["kind"] == kind)  # type: ignore[misc]
+        for way, words in WAYS.items():
+            values = p_of(rows, way)
+            axes.plot(alphas, [(values <= alpha + 1e-12).mean() for alpha in alphas], label=words.replace("**", ""), lw=1.4)
+        axes.plot(alphas, alphas, color="0.6", lw=1, ls="--")
+        axes.set(title=title, xlabel="alpha", ylim=(0, 0.3))
+    panels[0].set_ylabel("share accused (scores)")
+    panels[1].legend(fontsize=7, loc="upper left")
+    figure.savefig(folder / "calibration.png", dpi=110, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()
