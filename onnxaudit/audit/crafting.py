@@ -92,7 +92,9 @@ def craft(options: CraftOptions, progress: Progress) -> QueryBundle:
     pools = gather(options, chosen, victim, (training, data), progress)
     siblings = [(file, "drawn from") for file in drawn_from] or siblings_of(options, victim, progress)
     family = peers_of(siblings, victim, options.device) if any(Need.SIBLINGS in scheme.needs for scheme in chosen) else []
-    material = Material(victim, data, pools.surrogate_peers, pools.training_peers, family)
+    extracted, others = ([pair[side] for pair in pools.pairs] for side in (0, 1))
+    paired = list(zip(*(peers_of(items, victim, options.device) for items in (extracted, others)), strict=True))
+    material = Material(victim, data, pools.surrogate_peers, pools.training_peers, family, paired)
     sampled = sample_all(chosen, material, options, progress)
     parts, begin, labels = list(sampled.parts), sum(map(len, sampled.parts)), np.zeros(0, np.int64)
     if data is not None:
@@ -107,7 +109,12 @@ def craft(options: CraftOptions, progress: Progress) -> QueryBundle:
             "there is nothing to ask a suspect: all schemes look inside", "Give data and --controls, or another scheme."
         )
     bundle = answered(QueryBundle(manifest, queries, labels, {}, sampled.columns, sampled.graphs), victim)
-    roles = {"training": pools.training, "surrogate": pools.surrogates, "sibling": siblings, "reference": pools.calibrating}
+    roles = {
+        "training": [*pools.training, *others],
+        "surrogate": [*pools.surrogates, *extracted],
+        "sibling": siblings,
+        "reference": pools.calibrating,
+    }
     for role, items in roles.items():
         if items:
             bundle = add_models(bundle, targets(items, victim, options.device), role, progress, strict=False)

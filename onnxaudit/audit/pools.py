@@ -13,6 +13,7 @@ from onnxaudit.audit.answering import probing
 from onnxaudit.audit.calibrating import model_files, screened
 from onnxaudit.audit.progress import Progress
 from onnxaudit.craft.data import Data
+from onnxaudit.craft.pools.pairs import agreements, train_pairs
 from onnxaudit.craft.pools.peers import has_gradients, open_peers
 from onnxaudit.craft.pools.references import CLOSE, choose, train_references
 from onnxaudit.craft.pools.siblings import train_siblings
@@ -33,6 +34,8 @@ SHARE = 3
 """One reference in so many helps to make fingerprints, where a scheme wants references. Those never calibrate."""
 PROBES = 200
 """Inputs that models are asked before they help."""
+PAIRED = "contrast"
+"""The sampler that compares pairs."""
 FEWEST = 2
 """Fewer models of a kind than this teach nothing."""
 
@@ -41,6 +44,7 @@ FEWEST = 2
 class Pools:
     """calibrating, training, surrogates: (file, origin) of models by what they are for; the last two also as peers.
 
+    pairs: (file, origin) twice, of what was extracted from the victim and of what was extracted from a reference.
     notes: on how they were chosen. shortfall: how far trained references fall short of the victim's accuracy.
     """
 
@@ -49,6 +53,7 @@ class Pools:
     surrogates: Sequence[tuple[Path, str]] = ()
     training_peers: Sequence[Peer] = ()
     surrogate_peers: Sequence[Peer] = ()
+    pairs: Sequence[tuple[tuple[Path, str], tuple[Path, str]]] = ()
     notes: tuple[str, ...] = ()
     shortfall: float | None = None
 
@@ -66,7 +71,9 @@ def gather(
     """
     training, test = parts
     _require(options, schemes, test)
-    surrogates = _surrogates(options, victim, training, test, progress)
+    paired = bool(options.train_surrogates) and any(scheme.sampler == PAIRED for scheme in schemes)
+    asking = [scheme for scheme in schemes if Need.SURROGATES in scheme.needs and not (paired and scheme.sampler == PAIRED)]
+    surrogates = [] if paired and not asking else _surrogates(options, victim, training, test, progress)
     references, notes, shortfall = _references(options, victim, training, test, progress)
     wanted = any(Need.REFERENCES in scheme.needs for scheme in schemes)
     if wanted:
@@ -80,14 +87,15 @@ def gather(
         notes += (words,)
         progress.note(words)
 
-    helping = surrogates if any(Need.SURROGATES in scheme.needs for scheme in schemes) else []
+    helping = surrogates if asking else []
     if helping:
         surrogates, said = _sound(surrogates, "surrogate", victim, test, options, progress)
         helping, notes = surrogates, notes + said
         if len(helping) < FEWEST:
             raise UsageError(f"{len(helping)} of the surrogates can serve", f"At least {FEWEST} are needed; see the notes above.")
     peers = (peers_of(making, victim, options.device), peers_of(helping, victim, options.device))
-    return Pools(calibrating, making, surrogates, *peers, notes, shortfall)
+    pairs = _pairs(options, victim, parts, making, progress) if paired else []
+    return Pools(calibrating, making, surrogates, *peers, pairs, notes, shortfall)
 
 
 def _sound(
@@ -154,6 +162,35 @@ def _surrogates(
     count, folder = options.train_surrogates, options.surrogate_folder
     trained = train_surrogates(training, test, victim, count, options.seed, folder, jobs=options.jobs, progress=report)
     return [(item.path, f"trained by craft: {item.task}") for item in trained]
+
+
+def _pairs(
+    options: CraftOptions,
+    victim: Victim,
+    parts: tuple[Data | None, Data | None],
+    making: Sequence[tuple[Path, str]],
+    progress: Progress,
+) -> list[tuple[tuple[Path, str], tuple[Path, str]]]:
+    """As many pairs as surrogates were asked for, extracted from the victim and from references that never calibrate."""
+    training, test = parts
+    assert training is not None
+    assert test is not None
+    report = progress.task("training pairs", options.train_surrogates)
+    folder, teachers = options.surrogate_folder / "pairs", [file for file, _ in making]
+    count, seed = options.train_surrogates, options.seed
+    trained = train_pairs(training, test, victim, teachers, count, seed, folder, jobs=options.jobs, progress=report)
+    one, two = agreements(trained)
+    progress.note(
+        f"{len(trained)} pairs: what was extracted from the victim agrees with it on {one:.1%} of the inputs, "
+        f"what was extracted from references on {two:.1%}"
+    )
+    return [
+        (
+            (pair.derived, f"trained by craft: {pair.task}"),
+            (pair.other, f"trained by craft: {pair.task}, of {pair.teacher}"),
+        )
+        for pair in trained
+    ]
 
 
 def siblings_of(options: CraftOptions, victim: Victim, progress: Progress) -> list[tuple[Path, str]]:

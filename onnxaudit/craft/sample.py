@@ -35,7 +35,8 @@ class Peer(Protocol):
 class Material:
     """What a sampler may use. references never calibrate; they and the surrogates are there for schemes that need them.
 
-    siblings: models by the victim's recipe.
+    siblings: models by the victim's recipe. pairs: networks extracted from the victim, each with one that was extracted in the
+    same way from a reference that never calibrates.
     """
 
     victim: Victim
@@ -43,6 +44,7 @@ class Material:
     surrogates: Sequence[Peer] = ()
     references: Sequence[Peer] = ()
     siblings: Sequence[Peer] = ()
+    pairs: Sequence[tuple[Peer, Peer]] = ()
 
     @property
     def space(self) -> Space:

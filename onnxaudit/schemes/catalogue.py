@@ -109,6 +109,7 @@ CATALOGUE: Mapping[str, Scheme] = MappingProxyType(
             Scheme("metav", "MetaV (Pan et al. 2022)", "meta", "probabilities", "verifier"),
             Scheme("ssf", "SSF (He et al. 2019)", "sensitive", "labels", "matching-rate", queries=10),
             Scheme("line-up", "sibling-adjusted agreement, our own", "disagreement", "probabilities", "l1"),
+            Scheme("contrast", "likelihood ratio of own pairs, our own", "contrast", "log-ratios", "evidence"),
             Scheme("modelgif", "ModelGiF (Song et al. 2023)", "gif-points", "gradient-field", "cosine", queries=256),
             Scheme("deepjudge-wb", _DEEPJUDGE, "neuron-fuzz", "layer-means", "layer-distance", queries=1600),
         )

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxaudit.schemes.contrast import evidence
 from onnxaudit.schemes.information import jensen_shannon, mutual_information
 from onnxaudit.schemes.inside import layer_distance
 from onnxaudit.schemes.learned import contrastive, logistic, verifier, welch
@@ -19,7 +20,7 @@ from onnxaudit.schemes.samplers import Need
 
 Vectors: TypeAlias = NDArray[np.float64]
 
-ANY = frozenset(Kind)
+ANY = frozenset(Kind) - {Kind.RATIOS}
 DISCRETE = frozenset({Kind.CATEGORIES, Kind.INDICATORS})
 NUMERIC = frozenset({Kind.NUMBERS, Kind.DISTRIBUTIONS, Kind.INDICATORS})
 
@@ -101,6 +102,7 @@ DETECTORS: Mapping[str, Detector] = MappingProxyType(
         "jensen-shannon": Detector(jensen_shannon, frozenset({Kind.DISTRIBUTIONS})),
         "robd": Detector(robustness, representations=frozenset({"correct"})),
         "layer-distance": Detector(layer_distance, representations=frozenset({"layer-means"})),
+        "evidence": Detector(evidence, frozenset({Kind.RATIOS}), floor=1.0),
         "welch": Detector(
             welch,
             representations=frozenset({"views"}),

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
+from onnxaudit.schemes.contrast import COLUMNS, log_ratios
 from onnxaudit.schemes.correlation import correlation, hard_correlation
 from onnxaudit.schemes.feeds import fed
 from onnxaudit.schemes.inside import gradient_field, layer_means
@@ -29,6 +30,7 @@ class Kind(Enum):
     INDICATORS = "indicators"
     NUMBERS = "numbers"
     DISTRIBUTIONS = "distributions"
+    RATIOS = "ratios"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +103,7 @@ def _best(answers: Answers, k: int) -> NDArray[np.int32]:
 
 
 _TRUTH, _PAIR, _LIME, _VIEW = frozenset({"truth"}), frozenset({"pair"}), frozenset({"group", "mask"}), frozenset({"view"})
-_NEURON = frozenset({"layer", "neuron", "sizes"})
+_NEURON, _RATIO = frozenset({"layer", "neuron", "sizes"}), frozenset(COLUMNS)
 
 REPRESENTATIONS: Mapping[str, Representation] = MappingProxyType(
     {
@@ -117,6 +119,7 @@ REPRESENTATIONS: Mapping[str, Representation] = MappingProxyType(
         "ranks": Representation(ranks, Kind.CATEGORIES, Access.TOPK, _TRUTH),
         "correct": Representation(correct, Kind.INDICATORS, Access.LABEL, _TRUTH),
         "views": Representation(views, Kind.NUMBERS, Access.PROBS, _VIEW),
+        "log-ratios": Representation(log_ratios, Kind.RATIOS, Access.PROBS, _RATIO),
         "gradient-field": Representation(gradient_field, Kind.NUMBERS, inside="gradients"),
         "layer-means": Representation(layer_means, Kind.NUMBERS, columns=_NEURON, inside="layers"),
     }

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Flag, auto
 from types import MappingProxyType
 
+from onnxaudit.schemes.contrast import COLUMNS
+
 
 class Need(Flag):
     """What crafting takes beyond the victim."""
@@ -34,7 +36,7 @@ class Sampler:
 _DATA, _LABELS, _IMAGES, _GRADIENTS = Need.DATA, Need.DATA | Need.LABELS, Need.DATA | Need.IMAGES, Need.GRADIENTS
 _SURROGATES, _REFERENCES = Need.SURROGATES, Need.REFERENCES
 _TRUTH, _PAIR, _LIME, _VIEW = frozenset({"truth"}), frozenset({"pair"}), frozenset({"group", "mask"}), frozenset({"view"})
-_NEURON = frozenset({"layer", "neuron", "sizes"})
+_NEURON, _RATIO = frozenset({"layer", "neuron", "sizes"}), frozenset(COLUMNS)
 _FREE, _FORWARD, _STEP, _STEPS, _LONG = "none", "one pass", "one step", "some hundred steps", "thousands of steps"
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
@@ -84,6 +86,12 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "gif-points": Sampler("onnxaudit.craft.samplers.inside:sample_gif_points", _GRADIENTS | _DATA, _FREE),
         "disagreement": Sampler(
             "onnxaudit.craft.samplers.disagreement:sample_disagreement", _DATA | Need.SIBLINGS, "passes through all siblings"
+        ),
+        "contrast": Sampler(
+            "onnxaudit.craft.samplers.contrast:sample_contrast",
+            _DATA | _SURROGATES | _REFERENCES,
+            "trains two models a surrogate, one pass through all",
+            _RATIO,
         ),
         "neuron-fuzz": Sampler("onnxaudit.craft.samplers.inside:sample_neuron_fuzz", _GRADIENTS | _DATA, _STEPS, _NEURON),
     }

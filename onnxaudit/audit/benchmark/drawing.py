@@ -57,6 +57,7 @@ class Crafting:
     surrogates: tuple[Path, ...]
     training: tuple[Path, ...]
     folder: Path
+    pairs: tuple[tuple[Path, Path], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +164,10 @@ def _material(crafting: Crafting) -> tuple[Material, bool]:
             options.victim, crafting.input, device=options.device, model=options.model, allow_pickle=options.allow_pickle
         ).probed()
         _, data = divided(options, whole)
-        peers = (_peers(files, victim, options) for files in (crafting.surrogates, crafting.training))
+        surrogates, training = (_peers(files, victim, options) for files in (crafting.surrogates, crafting.training))
         _MATERIAL.clear()
-        _MATERIAL[key] = Material(victim, data, *peers), data is not None and data.y is not None
+        pairs = [(one, two) for one, two in (_peers(files, victim, options) for files in crafting.pairs)]
+        _MATERIAL[key] = Material(victim, data, surrogates, training, pairs=pairs), data is not None and data.y is not None
     return _MATERIAL[key]
 
 
@@ -175,7 +177,8 @@ def _peers(files: Sequence[Path], victim: Victim, options: CraftOptions) -> list
 
 def digests_of_files(crafting: Crafting) -> list[str]:
     """What the models that help are, by content."""
-    return [digest_of_file(file) for file in (*crafting.surrogates, *crafting.training)]
+    paired = [file for pair in crafting.pairs for file in pair]
+    return [digest_of_file(file) for file in (*crafting.surrogates, *crafting.training, *paired)]
 
 
 def digest_of_file(path: Path) -> str:

@@ -87,7 +87,12 @@ def prepare(
         progress.note(note)
     pools = _gathered(dataclasses.replace(options, optional=chosen is None), wanted, victim, divided(options, whole), progress)
     crafting = Crafting(
-        options, victim.spec, tuple(file for file, _ in pools.surrogates), tuple(file for file, _ in pools.training), folder
+        options,
+        victim.spec,
+        tuple(file for file, _ in pools.surrogates),
+        tuple(file for file, _ in pools.training),
+        folder,
+        tuple((one, two) for (one, _), (two, _) in pools.pairs),
     )
     capped: dict[str, int] = {}
     draws = []

@@ -56,7 +56,7 @@ class TrainedSurrogate:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Lesson:
+class Lesson:
     """What a worker trains and tests on. scores: the victim's logits for x; said: its labels for ``x_test``."""
 
     x: Queries
@@ -67,16 +67,23 @@ class _Lesson:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
+    """One network to derive."""
+
     task: str
     recipe: Recipe
     strength: float
     stem: Path
     """The file's path without a suffix; its name ends in a digest of all that the weights depend on."""
 
+    @property
+    def path(self) -> Path:
+        """The file that it is saved to."""
+        return self.stem.with_suffix(".onnx")
+
     def found(self) -> TrainedSurrogate | None:
         """What an earlier run left, if it was completed."""
-        path, facts = self.stem.with_suffix(".onnx"), self.stem.with_suffix(".json")
+        path, facts = self.path, self.stem.with_suffix(".json")
         if not (facts.exists() and path.exists() and path.with_suffix(DIFFERENTIABLE).exists()):
             return None
         agreement = float(json.loads(facts.read_text())["agreement"])
@@ -115,11 +122,11 @@ def train_surrogates(
     progress(len(found))
     missing = [index for index in range(count) if index not in found]
     if missing:
-        scores = _logits(victim, data.x)
+        scores = logits_of(victim, data.x)
         labels = scores.argmax(1) if data.y is None else data.y
-        lesson = _Lesson(data.x, labels, scores, test.x, _logits(victim, test.x).argmax(1))
+        lesson = Lesson(data.x, labels, scores, test.x, logits_of(victim, test.x).argmax(1))
         workers = Parallel(n_jobs=jobs or os.cpu_count() or 1, return_as="generator", batch_size=1)
-        calls = (delayed(_train)(plans[i], lesson, portable if plans[i].task in DERIVATIONS else None) for i in missing)
+        calls = (delayed(train_one)(plans[i], lesson, portable if plans[i].task in DERIVATIONS else None) for i in missing)
         for index, result in zip(missing, workers(calls), strict=True):
             found[index] = result
             progress(len(found))
@@ -138,14 +145,14 @@ def _trainable(victim: Victim, shape: tuple[int, ...]) -> bytes | None:
     return portable
 
 
-def _logits(victim: Victim, x: Queries) -> NDArray[np.float32]:
+def logits_of(victim: Victim, x: Queries) -> NDArray[np.float32]:
     """The victim's logits for all inputs, (n, C)."""
     return np.concatenate(
         [victim.predict(victim.pixels(x[i : i + BATCH])).float().cpu().numpy() for i in range(0, len(x), BATCH)]
     )
 
 
-def _plan(data: Data, test: Data, victim: Victim, seed: int, index: int, folder: Path, *, derive: bool) -> _Plan:
+def _plan(data: Data, test: Data, victim: Victim, seed: int, index: int, folder: Path, *, derive: bool) -> Plan:
     """What the surrogate with this number is: tasks in turn, and in every round each with the next architecture."""
     image = len(data.shape) == 3
     extractions = EXTRACTIONS if image else EXTRACTIONS[:2]  # the radius of hardening is one of pixels
@@ -171,16 +178,16 @@ def _plan(data: Data, test: Data, victim: Victim, seed: int, index: int, folder:
         recipe = dataclasses.replace(recipe, epochs=max(2, recipe.epochs // 2))
     made_of = (victim.sha256, victim.spec, data.sha256, test.sha256, seed, index, task, recipe, strength)
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
-    return _Plan(task, recipe, strength, folder / f"{index:03d}-{task}-{arch}-{digest}")
+    return Plan(task, recipe, strength, folder / f"{index:03d}-{task}-{arch}-{digest}")
 
 
-def _train(plan: _Plan, lesson: _Lesson, portable: bytes | None) -> TrainedSurrogate:
+def train_one(plan: Plan, lesson: Lesson, portable: bytes | None) -> TrainedSurrogate:
     """Train and save one, in a process of its own; what says that it is complete is written last."""
     torch.set_num_threads(1)
     shape = tuple(lesson.x.shape[1:])
     model = _network(plan, lesson, shape, portable)
     agreement = accuracy(model, _pixels(lesson.x_test), torch.tensor(lesson.said))
-    path = plan.stem.with_suffix(".onnx")
+    path = plan.path
     save_network(model, shape, path)
     facts = {"task": plan.task, "strength": plan.strength, "agreement": agreement, "recipe": dataclasses.asdict(plan.recipe)}
     temporary = plan.stem.with_suffix(".tmp")
@@ -194,7 +201,7 @@ def _pixels(x: Queries) -> Tensor:
     return to_pixels(x if x.dtype == np.uint8 else x.copy())
 
 
-def _network(plan: _Plan, lesson: _Lesson, shape: tuple[int, ...], portable: bytes | None) -> nn.Module:
+def _network(plan: Plan, lesson: Lesson, shape: tuple[int, ...], portable: bytes | None) -> nn.Module:
     """The plan's network, trained: the recipes of ``zoo.recipes``, for a victim that is known by its answers or as an archive."""
     recipe, x, scores = plan.recipe, _pixels(lesson.x), torch.tensor(lesson.scores)
     if portable is not None:
