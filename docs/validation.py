@@ -281,9 +281,10 @@ def page(figures: Mapping[str, Any]) -> str:
         f"These commands wrote this page. {count} independent networks of five architectures, half of them trained on the",
         f"victim's own data, are judged against {facts['victims']} victims, each with {facts['references']} references, and",
         f"{facts['siblings']} siblings of its own, 100 queries a scheme. No innocent took part in crafting or calibration.",
-        "Each cell is the share accused, over all victims; in brackets the exact 95 % limits (Clopper-Pearson) for the first victim",
-        "alone, whose innocents are independent trials, and the lowest and highest share of any victim. The promise is about the mean",
-        "over victims; one victim may lie more or less centrally.",
+        "",
+        "Each cell is the share accused, over all victims; in brackets the exact 95 % limits (Clopper-Pearson) for the first",
+        "victim alone, whose innocents are independent trials, and the lowest and highest share of any victim. The promise is",
+        "about the mean over victims; one victim may lie more or less centrally.",
         "",
     ]
     for access, words in (("logits", "scores"), ("label", "labels only")):
