@@ -167,7 +167,7 @@ def _scheme(
     if cut[0].access == Access.LABEL:
         floor = max(floor, _mean_change([*side.changes, label_change(side.victim, suspect, side.score)]))
     found = _standardised(entry.name, len(rows), access, scores, covariate, floor)
-    return dataclasses.replace(found, counted=not side.trained or not pool.siblings, line_up=lined_up)
+    return dataclasses.replace(found, counted=bool(side.siblings) or not pool.siblings, line_up=lined_up)
 
 
 def _standardised(name: str, queries: int, access: str, scores: Floats, covariate: Floats | None, floor: float) -> SchemeScores:

@@ -36,7 +36,7 @@ class Side:
     """One scheme's part that no suspect changes: the victim's representation, and the references' scores on the same rows.
 
     trained: answers are cut to probabilities, which a learned detector was made with. siblings: those whose mean score is taken
-    off: none for a learned detector, which knows the victim only. least: the least
+    off: none for a detector that knows the victim only, as learned ones do. least: the least
     spread of so many entries that means something.
     """
 
@@ -128,7 +128,7 @@ def side_of(
 
     trained = bool(detector.trainer)
     victim = (cut[0].degrade(Access.PROBS) if trained else cut[0]).take(rows)
-    lined_up = [] if trained else [answers.take(rows) for answers in siblings]
+    lined_up = [] if trained or detector.victim_only else [answers.take(rows) for answers in siblings]
     least = partial(least_spread, representation, detector)
     return Side(rows, trained, represent, score, victim, cut[1:], lined_up, least)
 

@@ -32,7 +32,8 @@ class Detector:
     kinds: of representation it can compare. representations: the only ones it makes sense for, if not empty. floor: the least
     standard deviation of scores that means something. trainer: what makes its parameters or graph while crafting,
     "module:function"; such a detector is also given ``graph``, a frozen network to run.
-    learns_from: the models that the trainer wants.
+    learns_from: the models that the trainer wants. victim_only: what it compares with was fixed while crafting, so that no
+    sibling can be put in the victim's place.
     """
 
     function: Callable[..., float]
@@ -41,6 +42,7 @@ class Detector:
     floor: float = 1e-6
     trainer: str = ""
     learns_from: Need = Need.NOTHING
+    victim_only: bool = False
 
 
 def matching_rate(victim: Vectors, suspect: Vectors) -> float:
@@ -102,7 +104,7 @@ DETECTORS: Mapping[str, Detector] = MappingProxyType(
         "jensen-shannon": Detector(jensen_shannon, frozenset({Kind.DISTRIBUTIONS})),
         "robd": Detector(robustness, representations=frozenset({"correct"})),
         "layer-distance": Detector(layer_distance, representations=frozenset({"layer-means"})),
-        "evidence": Detector(evidence, frozenset({Kind.RATIOS}), floor=1.0),
+        "evidence": Detector(evidence, frozenset({Kind.RATIOS}), floor=1.0, victim_only=True),
         "welch": Detector(
             welch,
             representations=frozenset({"views"}),
