@@ -104,7 +104,9 @@ def test_what_is_missing_is_asked_for(plain: Path) -> None:
 def test_the_number_of_queries_is_that_of_the_bundle_or_as_said(tmp_path: Path) -> None:
     path = crafted_here(tmp_path / "b.oab", "modeldiff:iterations=2", queries=5)  # whole pairs only
     assert load(path).manifest.schemes[0].rows == (0, 4)
-    assert reproduced(path) == reproduced(path, queries=5)
+    reproduced(path, queries=5)
+    with pytest.raises(ArtefactError, match=r"what is noted of modeldiff.* the same\. If craft was told another .* --queries"):
+        reproduced(path)
     with pytest.raises(ArtefactError, match=r"4 queries in rows 0 to 4, again 6 come out\. If .* --queries"):
         reproduced(path, queries=6)
 

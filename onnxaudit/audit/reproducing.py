@@ -217,6 +217,11 @@ def _same_scheme(bundle: QueryBundle, again: QueryBundle, entry: SchemeEntry, ot
         )
     rows = slice(*entry.rows)
     _equal(bundle.queries[rows], again.queries[rows], f"the queries of {entry.name}", where)
+    if canonical(dataclasses.replace(entry, notes=other.notes)) == canonical(other) and entry.notes != other.notes:
+        raise ArtefactError(
+            f"{where}: what is noted of {entry.name} comes out otherwise, its queries the same",
+            "If craft was told another number of queries than the bundle has, give --queries.",
+        )
     if canonical(entry) != canonical(other):
         raise ArtefactError(f"{where}: the parameters of {entry.name} come out otherwise", ELSEWHERE)
 
