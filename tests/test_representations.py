@@ -41,7 +41,7 @@ def at(rows: Rows, access: Access, k: int = 3) -> Answers:
 
 
 def columns_for(n: int, classes: int) -> dict[str, NDArray[Any]]:
-    """What samplers would know of n queries: pairs, images of four views and three segments, two views."""
+    """What samplers would know of n queries: pairs, images of four views and three segments, two views, weights."""
     rng = np.random.default_rng(1)
     mask = rng.integers(0, 2, (n, 3)).astype(np.uint8)
     mask[::4] = 1
@@ -52,6 +52,12 @@ def columns_for(n: int, classes: int) -> dict[str, NDArray[Any]]:
         "group": np.arange(n) // 4,
         "mask": mask,
         "view": halves,
+        "said": rng.integers(0, classes, n),
+        "share": rng.uniform(0.1, 0.9, n),
+        "share_weight": rng.normal(size=n),
+        "margin": rng.uniform(-0.5, 0.5, n),
+        "margin_weight": rng.normal(size=n),
+        "margin_spread": rng.uniform(0.1, 1, n),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +14,11 @@ from onnxaudit.audit.insights import Insights, insight_key, insights_of
 from onnxaudit.audit.sides import LinedUp, Pool, label_change, pool_of, side_of
 from onnxaudit.bundle import QueryBundle, SchemeEntry
 from onnxaudit.errors import ArtefactError
-from onnxaudit.evidence.calibration import STATISTIC, Floats, combined, mean_agreement, standardise, usable
+from onnxaudit.evidence.calibration import STATISTIC, Floats, mean_agreement, standardise, usable
+from onnxaudit.evidence.learned import GRAPH, unrelated, weighted, weights_of
+from onnxaudit.evidence.learned import STATISTIC as LEARNED_STATISTIC
 from onnxaudit.evidence.siblings import STATISTIC as SIBLING_STATISTIC
+from onnxaudit.registry import open_graph
 from onnxaudit.schemes.detectors import DETECTORS
 from onnxaudit.schemes.representations import REPRESENTATIONS
 
@@ -50,7 +52,7 @@ class Comparison:
     """All schemes of one bundle for one suspect. statistics: (m + 1,) combined, or None if no scheme ran.
 
     adjusted: whether scores were adjusted for how good and ordinary each model is. unrelated: how many unrelated schemes
-    have a mean that varies as much as that of these, see ``_unrelated``.
+    have a mean that varies as much as that of these, see ``evidence.learned.unrelated``.
     """
 
     schemes: tuple[SchemeScores, ...]
@@ -71,7 +73,7 @@ def compare(
     references: answers of the first so many references of the bundle. inside: what the suspect showed of its inside. fewest:
     answered queries that a scheme needs.
     """
-    if bundle.manifest.statistic not in (STATISTIC, SIBLING_STATISTIC):
+    if bundle.manifest.statistic not in (STATISTIC, SIBLING_STATISTIC, LEARNED_STATISTIC):
         raise ArtefactError(f"the bundle's statistic {bundle.manifest.statistic!r} is not known here", "Update onnxaudit.")
     pool = pool_of(bundle, references)
     access = min(pool.access, suspect.access)
@@ -84,24 +86,38 @@ def compare(
         else _scheme(bundle, entry, cut, suspect.answered, covariate, pool, width, fewest)
         for entry in bundle.manifest.schemes
     )
-    ran = [scheme.standardised for scheme in schemes if scheme.standardised is not None and scheme.counted]
-    if not ran:
-        return Comparison(schemes, None, usable(covariate))
-    return Comparison(schemes, combined(ran), usable(covariate), _unrelated(bundle.manifest.schemes, schemes))
+    return _combined(bundle, schemes, access, adjusted=usable(covariate))
 
 
-def _unrelated(entries: Sequence[SchemeEntry], schemes: Sequence[SchemeScores]) -> float:
-    """K^2 / sum of n_g^2 over groups of n_g schemes that rise and fall together, K in all.
+def _combined(bundle: QueryBundle, schemes: tuple[SchemeScores, ...], access: Access, *, adjusted: bool) -> Comparison:
+    """All schemes that ran and count in one statistic; what the suspect's access rules out is left out for all models.
 
-    Those with queries of one sampler are a group; so are all those on which the references hardly differ, where an innocent that
-    is a little closer to the victim by one is so by the others.
+    Schemes with queries of one sampler are a group that rises and falls together; so are all those on which the references
+    hardly differ, where an innocent that is a little closer to the victim by one is so by the others.
     """
-    groups = Counter(
-        "tied" if scheme.tied else entry.sampler
-        for entry, scheme in zip(entries, schemes, strict=True)
+    entries, weights = bundle.manifest.schemes, _weights(bundle, access)
+    ran = [
+        (scheme.standardised, weight, "tied" if scheme.tied else entry.sampler)
+        for entry, scheme, weight in zip(entries, schemes, weights, strict=True)
         if scheme.standardised is not None and scheme.counted
-    )
-    return sum(groups.values()) ** 2 / sum(count**2 for count in groups.values())
+    ]
+    if not ran:
+        return Comparison(schemes, None, adjusted)
+    standardised, given, groups = zip(*ran, strict=True)
+    return Comparison(schemes, weighted(standardised, given), adjusted, unrelated(groups, given))
+
+
+def _weights(bundle: QueryBundle, access: Access) -> Floats:
+    """What each scheme counts: the same, unless it was learned while crafting."""
+    count = len(bundle.manifest.schemes)
+    if bundle.manifest.statistic != LEARNED_STATISTIC:
+        return np.ones(count)
+    if GRAPH not in bundle.graphs:
+        raise ArtefactError("the bundle has a learned statistic, and not what was learned", "Craft it again.")
+    try:
+        return weights_of(open_graph(bundle.graphs[GRAPH]), count, labels=access == Access.LABEL)
+    except ValueError as error:
+        raise ArtefactError(f"the bundle's learned combination cannot be used: {error}", "Craft it again.") from None
 
 
 def _seen(bundle: QueryBundle, references: int, inside: Insights | None) -> list[Insights]:

@@ -14,9 +14,10 @@ import numpy as np
 from onnxaudit import __version__
 from onnxaudit.audit.answering import answered
 from onnxaudit.audit.calibrating import add_models, model_files, preregistered
+from onnxaudit.audit.combining import with_learned_weights
 from onnxaudit.audit.comparing import FEWEST_QUERIES
 from onnxaudit.audit.insights import insight_key, insights_of
-from onnxaudit.audit.pools import gather, peers_of, siblings_of, targets
+from onnxaudit.audit.pools import LEARNED, gather, peers_of, siblings_of, targets
 from onnxaudit.audit.progress import Progress
 from onnxaudit.audit.sampling import Sampled, rng_of, sample_all
 from onnxaudit.bundle import Manifest, QueryBundle
@@ -35,6 +36,9 @@ from onnxaudit.schemes.compositions import schemes
 from onnxaudit.schemes.representations import REPRESENTATIONS
 from onnxaudit.schemes.samplers import Need
 from onnxaudit.suspect import InputSpec, Queries
+
+COMBINATIONS = ("mean-z", LEARNED)
+"""How schemes are combined in one statistic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class CraftOptions:
     sibling_folder: Path = Path("siblings")
     draw: int | None = None
     looks: tuple[int, ...] = LOOKS
+    combine: str = "mean-z"
     seed: int = 0
     alpha: float = 0.05
     device: str = "auto"
@@ -118,6 +123,8 @@ def craft(options: CraftOptions, progress: Progress) -> QueryBundle:
     for role, items in roles.items():
         if items:
             bundle = add_models(bundle, targets(items, victim, options.device), role, progress, strict=False)
+    if options.combine == LEARNED:
+        bundle = with_learned_weights(bundle, {file.name for file, _ in pools.surrogates}, progress)
     bundle = preregistered(bundle)
     for words in _doubts(bundle, options):
         progress.note(words)
@@ -163,6 +170,16 @@ def _check(options: CraftOptions) -> None:
     trained = options.train_references, options.train_surrogates, options.train_siblings
     if options.queries < 2 or options.controls < 0 or min(trained) < 0:
         raise UsageError("--queries must be at least 2, --controls and --train-… at least 0")
+    if options.combine not in COMBINATIONS:
+        raise UsageError(f"--combine {options.combine!r} is not known", f"Use {' or '.join(COMBINATIONS)}.")
+    if options.combine == LEARNED and (options.siblings or options.train_siblings or options.draw is not None):
+        raise UsageError(
+            "--combine learned does not know siblings", "Leave it out: with siblings the sibling-adjusted score decides."
+        )
+    if options.combine == LEARNED and not (options.surrogates or options.train_surrogates):
+        raise UsageError("--combine learned needs surrogates", "Give --surrogates DIR, or --train-surrogates 12.")
+    if options.combine == LEARNED and not (options.references or options.reference_files or options.train_references):
+        raise UsageError("--combine learned needs references", "Give --references DIR, or --train-references 60.")
     if bool(options.train_siblings) != bool(options.recipe):
         raise UsageError(
             "--train-siblings and --recipe go together",

@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 
 SHARE = 3
 """One reference in so many helps to make fingerprints, where a scheme wants references. Those never calibrate."""
+HALF = 2
+"""The same where the combination is learned."""
 PROBES = 200
 """Inputs that models are asked before they help."""
+LEARNED = "learned"
+"""The combination that is learned from surrogates and references."""
 PAIRED = "contrast"
 """The sampler that compares pairs."""
 FEWEST = 2
@@ -73,21 +77,23 @@ def gather(
     _require(options, schemes, test)
     paired = bool(options.train_surrogates) and any(scheme.sampler == PAIRED for scheme in schemes)
     asking = [scheme for scheme in schemes if Need.SURROGATES in scheme.needs and not (paired and scheme.sampler == PAIRED)]
-    surrogates = [] if paired and not asking else _surrogates(options, victim, training, test, progress)
+    combining = options.combine == LEARNED
+    surrogates = [] if paired and not asking and not combining else _surrogates(options, victim, training, test, progress)
     references, notes, shortfall = _references(options, victim, training, test, progress)
-    wanted = any(Need.REFERENCES in scheme.needs for scheme in schemes)
+    wanted = combining or any(Need.REFERENCES in scheme.needs for scheme in schemes)
     if wanted:
         references, said = _sound(references, "reference", victim, test, options, progress)
         notes += said
     gradients = any(Need.REFERENCES | Need.GRADIENTS in scheme.needs for scheme in schemes)
-    making = _making(references, options.seed, gradients=gradients) if wanted else []
+    share = HALF if combining else SHARE
+    making = _making(references, options.seed, share, gradients=gradients) if wanted else []
     calibrating = [item for item in references if item not in making]
     if making:
         words = f"{len(making)} of {len(references)} references help to make fingerprints and do not calibrate"
         notes += (words,)
         progress.note(words)
 
-    helping = surrogates if asking else []
+    helping = surrogates if asking or combining else []
     if helping:
         surrogates, said = _sound(surrogates, "surrogate", victim, test, options, progress)
         helping, notes = surrogates, notes + said
@@ -256,9 +262,9 @@ def _trained_references(
     return files, tuple(said), max(0.0, round(goal - middle, 4))
 
 
-def _making(references: Sequence[tuple[Path, str]], seed: int, *, gradients: bool) -> list[tuple[Path, str]]:
+def _making(references: Sequence[tuple[Path, str]], seed: int, share: int, *, gradients: bool) -> list[tuple[Path, str]]:
     """The references that help to make fingerprints, drawn at random; where gradients are wanted, of those that have them."""
-    count = max(FEWEST, len(references) // SHARE)
+    count = max(FEWEST, len(references) // share)
     able = [item for item in references if has_gradients(item[0])] if gradients else []
     pool = able if len(able) >= FEWEST else list(references)
     if len(references) <= count:

@@ -37,6 +37,9 @@ def craft(
         str | None,
         typer.Option(help="After so many queries of the schemes checks over HTTP look at the answers; or none."),
     ] = None,
+    combine: Annotated[
+        str, typer.Option(help="How schemes become one statistic: mean-z, or learned from surrogates and half of the references.")
+    ] = "mean-z",
     seed: Annotated[int, typer.Option(help="Everything random comes from it.")] = 0,
     alpha: Annotated[float, typer.Option(help="Error rate that the bundle is made for.")] = 0.05,
     output: Annotated[
@@ -101,6 +104,7 @@ def craft(
         sibling_folder=path.with_suffix(".siblings"),
         draw=draw,
         looks=LOOKS if looks is None else () if looks == "none" else tuple(parse_counts(looks, "--looks")),
+        combine=combine,
         seed=seed,
         alpha=alpha,
         device=device,
