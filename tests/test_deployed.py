@@ -209,7 +209,7 @@ def test_smoothing_keeps_the_number_of_inputs_at_once_within_what_the_suspect_ta
 @pytest.mark.parametrize("step", [text for text, _ in deployment_steps()])
 @pytest.mark.parametrize("inner", [LOGITS, PROBS, LABELS], ids=["logits", "probs", "labels"])
 def test_the_contract_of_suspects_is_kept(inner: Suspect, step: str) -> None:
-    if inner is LABELS and step.split(":")[0] in ("round", "temper", "perturb"):
+    if inner is LABELS and step.split(":")[0] in ("round", "temper", "perturb", "refuse-unsure"):
         with pytest.raises(UsageError, match="network gives label only"):
             deployed_as(inner, [step]).ask(QUERIES)
         return

@@ -61,6 +61,8 @@ OUTPUTS: Mapping[str, Modification] = MappingProxyType(
         "topk": Modification(scores.best, {"k": (1, 2**31)}, Access.LABEL, Access.TOPK),
         "label": Modification(scores.label, {}, Access.LABEL, Access.LABEL),
         "flip-labels": Modification(scores.mislabelled, {"rate": (0, 1), **_SEED}, Access.LABEL, Access.LABEL),
+        "refuse-rough": Modification(scores.without_rough, {"energy": (0, 1), **_SEED}, Access.LABEL),
+        "refuse-unsure": Modification(scores.without_unsure, {"confidence": (0, 1), **_SEED}, Access.TOPK),
     }
 )
 """What a server can do to answers."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnxaudit.answers import Access, Answers
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
+from onnxaudit.zoo.naturalness import roughness
 from onnxaudit_adapters.chance import generators
 
 _SMALLEST = np.finfo(np.float32).tiny
@@ -60,6 +61,29 @@ def mislabelled(answers: Answers, queries: Queries, *, rate: float = 0.05, seed:
     draws = [(chance.random(), chance.integers(1, classes)) for chance in generators(queries, f"flip-labels {seed}")]
     steps = [step if draw < rate else 0 for draw, step in draws]
     return Answers.from_labels((answers.labels + np.array(steps, np.int32)) % classes, classes)
+
+
+def without_rough(answers: Answers, queries: Queries, *, energy: float = 0.01, seed: int = 0) -> Answers:
+    """Images of more high-frequency energy than this get the answer to another class, drawn at random."""
+    if queries.ndim != 4:
+        raise UsageError("the step refuse-rough takes images, the queries are vectors")
+    return _refused(answers, queries, roughness(queries.astype(np.uint8, copy=False)) > energy, f"refuse-rough {seed}")
+
+
+def without_unsure(answers: Answers, queries: Queries, *, confidence: float = 0.5, seed: int = 0) -> Answers:
+    """Inputs whose best class has less probability than this get the answer to another class, drawn at random."""
+    best_of_each = answers.degrade(Access.PROBS).dense().max(axis=1)
+    return _refused(answers, queries, best_of_each < confidence, f"refuse-unsure {seed}")
+
+
+def _refused(answers: Answers, queries: Queries, odd: NDArray[np.bool_], purpose: str) -> Answers:
+    """Answers whose classes are moved round by a random number where a query is odd: they look like any other answer."""
+    classes = answers.num_classes
+    if classes is None or classes < 2:
+        raise UsageError("queries cannot be refused unseen where the number of classes is not known, or is one")
+    steps = np.array([chance.integers(1, classes) for chance in generators(queries, purpose)], np.int32)
+    moved = (answers.classes + np.where(odd, steps, 0)[:, None]) % classes
+    return dataclasses.replace(answers, classes=moved.astype(np.int32))
 
 
 def averaged(answers: Answers, copies: int) -> Answers:

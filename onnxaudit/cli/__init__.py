@@ -13,7 +13,21 @@ from typing import NoReturn
 from onnxaudit import __version__
 from onnxaudit.errors import OnnxauditError, SuspectError, UsageError
 
-COMMANDS = ("craft", "calibrate", "check", "scan", "zoo", "bench", "show", "verify", "commit", "schemes", "adapters", "demo")
+COMMANDS = (
+    "craft",
+    "calibrate",
+    "check",
+    "scan",
+    "zoo",
+    "bench",
+    "show",
+    "verify",
+    "commit",
+    "redteam",
+    "schemes",
+    "adapters",
+    "demo",
+)
 
 
 def main() -> NoReturn:

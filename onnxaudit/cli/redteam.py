@@ -1,0 +1,72 @@
+"""onnxaudit redteam."""
+
+import gc
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxaudit.cli.console import Console, check_alpha, parse_input
+from onnxaudit.errors import UsageError, missing_extra
+
+
+def redteam(
+    victim: Annotated[Path, typer.Argument(help="The victim, as for craft.")],
+    data: Annotated[Path, typer.Option(help="Labelled data, as for craft.")],
+    references: Annotated[Path, typer.Option(help="Folder of models known to be independent; half of them are the judge's.")],
+    bundle: Annotated[
+        Path | None, typer.Option(help="What derived models are checked with. Default: crafted from the data and references.")
+    ] = None,
+    innocents: Annotated[
+        Path | None, typer.Option(help="Folder of other independent models to accuse. Default: each reference in turn.")
+    ] = None,
+    queries: Annotated[int, typer.Option(help="Queries a scheme.")] = 100,
+    quick: Annotated[bool, typer.Option("--quick", help="Few innocents, queries and ways to hide.")] = False,
+    seed: Annotated[int, typer.Option(help="Everything random comes from it.")] = 0,
+    alpha: Annotated[float, typer.Option(help="Error rate.")] = 0.05,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for results and trained models.")] = Path("redteam"),
+    jobs: Annotated[int | None, typer.Option(help="Processes that train models. Default: one a core.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    model: Annotated[str | None, typer.Option(help="As for craft.")] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="As for craft.")] = False,
+    input: Annotated[str | None, typer.Option(help="As for craft.")] = None,
+    scale: Annotated[str | None, typer.Option(help="As for craft.")] = None,
+    mean: Annotated[str | None, typer.Option(help="As for craft.")] = None,
+    std: Annotated[str | None, typer.Option(help="As for craft.")] = None,
+    layout: Annotated[str | None, typer.Option(help="As for craft.")] = None,
+    channel_order: Annotated[str | None, typer.Option(help="As for craft.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
+) -> None:
+    """Attack an audit of this victim: accuse innocents by cheating, hide derived models (needs PyTorch)."""
+    check_alpha(alpha)
+    try:
+        from onnxaudit.audit.crafting import CraftOptions
+        from onnxaudit.audit.redteaming import RedteamOptions
+        from onnxaudit.audit.redteaming import redteam as run
+    except ModuleNotFoundError as error:
+        raise missing_extra(error.name or "PyTorch", "torch") from None
+    from onnxaudit.report.redteam import redteam_text, write_redteam
+
+    crafting = CraftOptions(
+        victim=victim,
+        data=data,
+        references=references,
+        queries=queries,
+        seed=seed,
+        alpha=alpha,
+        device=device,
+        jobs=jobs,
+        model=model,
+        allow_pickle=allow_pickle,
+        **parse_input(input, scale, mean, std, layout, channel_order),
+    )
+    gc.enable()
+    console = Console()
+    try:
+        result = run(RedteamOptions(crafting, bundle, innocents, output, quick), console)
+        written = write_redteam(result, output)
+    except OSError as error:
+        raise UsageError(f"{error.filename or output} cannot be written: {error.strerror}", "Choose another folder.") from None
+    finally:
+        console.close()
+    typer.echo(f"{redteam_text(result)}\n\n{output}: {', '.join(written)}")
