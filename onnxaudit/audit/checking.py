@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import add_models, model_files
+from onnxaudit.audit.comparing import Comparison
 from onnxaudit.audit.exhibiting import exhibits_of
 from onnxaudit.audit.insights import Insights, askable, insights_of, look_inside
 from onnxaudit.audit.judging import judge, look_through, planned_order
@@ -186,9 +187,10 @@ def _order(bundle: QueryBundle, plan: Schedule | None, options: CheckOptions) ->
 def _enough(bundle: QueryBundle, options: CheckOptions, inside: Insights) -> Callable[[Answers], bool]:
     """Whether what was answered so far decides."""
     level, looks = options.alpha or bundle.manifest.alpha, options.looks or ()
+    known: dict[int, Comparison] = {}
 
     def enough(answers: Answers) -> bool:
-        seen = look_through(bundle, answers, level, looks, inside)
+        seen = look_through(bundle, answers, level, looks, inside, known)
         return seen is not None and seen.decided
 
     return enough

@@ -102,9 +102,17 @@ def judge(
 
 
 def look_through(
-    bundle: QueryBundle, answers: Answers, level: float, planned: Sequence[int], inside: Insights | None = None
+    bundle: QueryBundle,
+    answers: Answers,
+    level: float,
+    planned: Sequence[int],
+    inside: Insights | None = None,
+    known: dict[int, Comparison] | None = None,
 ) -> Seen | None:
-    """What planned looks at the answers show so far; None before the first. A pure function, as ``judge``."""
+    """What planned looks at the answers show so far; None before the first. A pure function, as ``judge``.
+
+    known: what earlier calls found at looks at the beginning of the same answers; it is added to.
+    """
     references = once(references_of, bundle)
     answers = dataclasses.replace(answers, num_classes=bundle.manifest.victim.num_classes)
 
@@ -120,6 +128,7 @@ def look_through(
         len(references),
         level,
         WIDE_TOLERANCE if once(weak_references, bundle) else TOLERANCE,
+        {} if known is None else known,
     )
 
 

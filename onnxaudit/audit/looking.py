@@ -118,16 +118,18 @@ def walk(
     references: int,
     alpha: float,
     tolerance: float,
+    known: dict[int, Comparison],
 ) -> Seen | None:
     """Look at answers as they came in, up to where enough is known; None before the first look.
 
+    known: comparisons by number of queries asked, of the same answers as far as they had come before; new ones are added.
     doubtful: whether anything forbids a finding on these answers and this comparison; then more are looked at, which costs
     nothing, for p stays what it was.
     """
     seen: list[Comparison] = []
     found = None
-    for cut, last in _looks(plan, answers):
-        comparison = compare(cut)
+    for cut, stop, last in _looks(plan, answers):
+        comparison = known[stop] = known.get(stop) or compare(cut)
         seen.append(comparison)
         glances = [Glance(c.statistics, c.unrelated) for c in seen if c.statistics is not None]
         final = last and comparison.statistics is not None
@@ -145,15 +147,15 @@ def walk(
     return found
 
 
-def _looks(plan: Schedule, answers: Answers) -> Iterator[tuple[Answers, bool]]:
-    """The answers cut to what had been asked at each look, while they reach so far, and whether it is the last."""
+def _looks(plan: Schedule, answers: Answers) -> Iterator[tuple[Answers, int, bool]]:
+    """The answers cut to what had been asked at each look, while they reach so far; how many that are; whether it is the last."""
     # a query that got no answer leaves a gap, but those after it were asked: up to the last answered one all were
     answered = np.flatnonzero(answers.answered[plan.order])
     reached = int(answered[-1]) + 1 if len(answered) else 0
     for number, stop in enumerate(plan.stops):
         if stop > reached:
             return
-        yield only(answers, plan.order[:stop]), number == len(plan.stops) - 1
+        yield only(answers, plan.order[:stop]), stop, number == len(plan.stops) - 1
 
 
 def only(answers: Answers, rows: NDArray[np.int64]) -> Answers:

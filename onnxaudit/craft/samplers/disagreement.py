@@ -16,10 +16,8 @@ from onnxaudit.suspect import Queries
 
 STEPS = 10
 """Bisections of the line between two inputs: to a thousandth of it."""
-NATURAL, MIXED = 4, 12
-"""Candidates for each query that is wanted: natural inputs, and mixtures of two."""
-EDGES = 2
-"""Candidates for each query that lie on a boundary of one of the models."""
+MIXED, EDGES = 12, 2
+"""Candidates for each query that is still wanted when natural inputs do not suffice: mixtures, and points on boundaries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +35,38 @@ def sample_disagreement(material: Material, n: int, rng: np.random.Generator, pr
     """n inputs with the largest mutual information between the model and its answer, over victim and siblings alike.
 
     For labels of equally likely models that is the entropy of the labels they give, H(Y), since each gives one label for
-    certain: I(Y; K) = H(Y) - H(Y | K) = H(Y). Candidates are natural inputs, CutMix mixtures of them (of images), and points on
-    the boundary of each model in turn, as many of each: where the line between two inputs that it tells apart crosses. Nothing
-    depends on which of the models is the victim, so an independent model is as close to any of them. Inputs that all call the
-    same are never taken; a note says how many were found. Raises UsageError without siblings or data.
+    certain: I(Y; K) = H(Y) - H(Y | K) = H(Y). Natural inputs come first: at equal number they tell derived models from
+    independent ones best. Where too few of them divide the line-up, CutMix mixtures of them (of images) and points on the
+    boundary of each model in turn, as many of each, fill up. Nothing depends on which of the models is the victim, so an
+    independent model is as close to any of them. Inputs that all call the same are never taken; a note says how many were found.
+    Raises UsageError without siblings or data.
     """
     family = _family(material)
     data = material.inputs()
     if len(data) < 2:
         raise UsageError("choosing queries takes at least two inputs", "Give more data.")
-    natural = data.x[rng.permutation(len(data))[: NATURAL * n]]
-    parts = [natural]
-    if data.x.ndim == 4:
-        first = material.draw(MIXED * n, rng).astype(np.uint8)
-        parts.append(cutmix(first, rng))
-    parts += _edges(family, data.x, EDGES * n, rng)
-    candidates = cast("Queries", np.concatenate(parts))
-    progress(n // 2)
+    found = _dividing(family, data.x, n)
+    progress(len(found))
+    said = f"the line-up's {len(family.members)} disagree most on {len(found)} of {len(data)} natural candidates"
+    if len(found) < n:
+        further: list[Queries] = [cutmix(material.draw(MIXED * n, rng).astype(np.uint8), rng)] if data.x.ndim == 4 else []
+        further += _edges(family, data.x, EDGES * n, rng)
+        more = _dividing(family, cast("Queries", np.concatenate(further)), n - len(found))
+        said += f", and on {len(more)} mixtures or points between them"
+        found = cast("Queries", np.concatenate([found, more]))
+    if len(found) < 2:
+        raise UsageError("the victim and its siblings agree on all candidates", "Give more, or more difficult, data.")
+    progress(len(found))
+    notes = [said] if len(found) == n else [f"{len(found)} queries instead of {n}: {said}"]
+    return Sample(found[rng.permutation(len(found))], tuple(notes))
+
+
+def _dividing(family: _Family, candidates: Queries, n: int) -> Queries:
+    """The n candidates, or fewer, on which the family disagrees most."""
     information = entropy(family.labels(candidates))
     order = np.argsort(-information, kind="stable")
-    chosen = order[information[order] > 0][:n]
-    if len(chosen) < 2:
-        raise UsageError("the victim and its siblings agree on all candidates", "Give more, or more difficult, data.")
-    progress(len(chosen))
-    said = f"on {np.count_nonzero(information)} of {len(candidates)} candidates the {len(family.members)} in the line-up disagree"
-    notes = [said] if len(chosen) == n else [f"{len(chosen)} queries instead of {n}: {said}"]
-    return Sample(candidates[rng.permutation(chosen)], tuple(notes))
+    chosen: Queries = candidates[order[information[order] > 0][:n]]
+    return chosen
 
 
 def entropy(labels: NDArray[np.int64]) -> NDArray[np.float64]:
