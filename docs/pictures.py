@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -42,9 +43,19 @@ def crafted(scheme: Scheme) -> QueryBundle:
         surrogate_folder=FIXTURES / ".cache/surrogates",
         train_references=3 * POOL if Need.REFERENCES in scheme.needs else 0,
         reference_folder=FIXTURES / ".cache/references",
+        siblings=_siblings() if Need.SIBLINGS in scheme.needs else None,
         device="cpu",
     )
     return craft(options, Silent())
+
+
+def _siblings() -> Path:
+    """Models of the fixtures on the victim's own data, one of them by its own recipe, in a folder of their own."""
+    folder = FIXTURES / ".cache/siblings"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("twin", "twin-vgg", "twin-densenet"):
+        shutil.copy(FIXTURES / f"zoo/suspects/{name}.onnx", folder)
+    return folder
 
 
 def draw(scheme: Scheme, path: Path) -> None:

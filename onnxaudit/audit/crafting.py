@@ -255,7 +255,8 @@ def _chosen(options: CraftOptions, data: Data | None) -> tuple[list[Scheme], tup
         if text != "auto":
             found |= {scheme.name: scheme for scheme in schemes(text)}
             continue
-        names, reason = portfolio(data=data is not None, labels=data is not None and data.y is not None)
+        kin = bool(options.siblings or options.train_siblings or options.draw is not None)
+        names, reason = portfolio(data=data is not None, labels=data is not None and data.y is not None, siblings=kin)
         if data is not None and data.x.ndim == 2 and "sac-m" in names:
             names.remove("sac-m")
             reason += "; sac-m left out: vectors cannot be mixed as images"

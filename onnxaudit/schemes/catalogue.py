@@ -139,10 +139,13 @@ def with_parameters(
     )
 
 
-def portfolio(*, data: bool, labels: bool) -> tuple[list[str], str]:
-    """What ``--scheme auto`` takes, and why: no data, IPGuard from noise; data, also SAC-m; labels, also AKH."""
+def portfolio(*, data: bool, labels: bool, siblings: bool = False) -> tuple[list[str], str]:
+    """What ``--scheme auto`` takes, and why: without data IPGuard from noise; data add SAC-m, labels AKH, siblings a line-up."""
     if not data:
         return ["ipguard-rl"], "no data given: boundary points from noise only (give --data for more power)"
-    if not labels:
-        return ["ipguard-tl", "sac-m"], "data without labels: boundary points and correlations (labels would add akh)"
-    return ["ipguard-tl", "sac-m", "akh"], "labelled data: boundary points, correlations and natural errors"
+    names, why = ["ipguard-tl", "sac-m"], "data without labels: boundary points and correlations (labels would add akh)"
+    if labels:
+        names, why = [*names, "akh"], "labelled data: boundary points, correlations and natural errors"
+    if siblings:
+        names, why = [*names, "line-up", "line-up-cos"], why + "; siblings: what tells them apart"
+    return names, why
