@@ -27,8 +27,8 @@ from onnxaudit.report.text import table
 from onnxaudit.suspect import SuspectCard, Target
 from onnxaudit.zoo.manifest import load_zoo
 
-WEIGHTS = ("same", "quantise", "fine-tune-", "retrain-", "prune-weights", "weight-noise", "int8", "finetune", "retrain", "prune")
-"""Tasks whose models have the victim's weights, but for filters that were cut out."""
+WEIGHTS = ("same", "quantise", "fine-tune-", "retrain", "prune-", "weight-noise", "int8", "finetune", "prune")
+"""Tasks whose models have the victim's weights, all or most of them."""
 
 
 def answered(zoo: Path, bundle: QueryBundle) -> Iterator[tuple[str, str, SuspectCard, Answers]]:

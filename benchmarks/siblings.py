@@ -3,10 +3,11 @@
     python benchmarks/siblings.py zoo/zoo.json --victim zoo/victim.pt --data zoo/craft.npz --siblings siblings/
                                   [--counts 5,10,20] [--queries 50,100,400,1000] [-o siblings.json]
 
-siblings/: models by the recipe of the zoo's victim, none of them in the zoo. For each number of siblings (with 100 queries), and
-each number of queries (with the most siblings), a bundle of ``line-up`` and ``line-up-cos`` is crafted with the zoo's references. Every model of the zoo that is not behind a server, and has the victim's label set, is judged with scores and
-with labels. Prints for each kind of model AUC against the independent ones, the share that is called derived, and the share at
-the same alpha by rank alone, without tolerance; of independent models and honest twins, the shares that are accused.
+siblings/: models by the recipe of the zoo's victim, none of them in the zoo. For each number of siblings (with 100 queries),
+and each number of queries (with the most siblings), a bundle of ``line-up`` and ``line-up-cos`` is crafted with the zoo's
+references. Every model of the zoo that is not behind a server, and has the victim's label set, is judged with scores and with
+labels. Prints for each kind of model AUC against the independent ones, the share that is called derived, and the share at the
+same alpha by rank alone, without tolerance; of independent models and honest twins, the shares that are accused.
 """
 
 from __future__ import annotations
