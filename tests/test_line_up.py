@@ -246,3 +246,36 @@ def test_an_honest_twin_is_accused_without_siblings_and_not_with_them() -> None:
     assert alone > 8
     assert together <= binom.ppf(0.99, 40, 0.05)
     assert copies == 40
+
+
+def test_with_enough_siblings_the_suspect_must_be_closer_than_references_and_than_honest_twins() -> None:
+    bundle = related(19, 3, shared=1.0)
+    for name in ("victim", "twin", "reference-003"):
+        report = judged(bundle, bundle.answers[name])
+        assert report.line_up is not None
+        assert report.tolerance == 0.0
+        assert report.p_value == max(report.p_exchangeable or 0.0, report.line_up.among_siblings)
+        assert report.p_floor == 1 / 20
+    few = judged(related(18, 3, shared=1.0), bundle.answers["victim"])
+    assert (few.tolerance, few.p_floor) == (1.0, 1 / 41)
+
+
+def test_over_many_families_honest_twins_are_accused_no_more_often_than_alpha() -> None:
+    """And copies nearly always are."""
+    accused = found = 0
+    for seed in range(60):
+        bundle = related(19, seed, shared=1.6)
+        accused += judged(bundle, bundle.answers["twin"]).finding == "derived"
+        found += judged(bundle, bundle.answers["victim"]).finding == "derived"
+    assert accused <= binom.ppf(0.99, 60, 0.05)
+    assert found == 60
+
+
+def test_looks_give_both_ranks_their_place() -> None:
+    bundle = related(19, 1, shared=1.0)
+    for name in ("victim", "twin"):
+        card = Recorded(bundle, bundle.answers[name]).card
+        early = judge(bundle, card, bundle.answers[name], None, planned=(10, 20, 30))
+        whole = judge(bundle, card, bundle.answers[name], None, planned=())
+        assert (early.finding == "derived") == (name == "victim") == (whole.finding == "derived")
+        assert whole.p_value == judged(bundle, bundle.answers[name]).p_value

@@ -14,7 +14,7 @@ from onnxaudit.audit.insights import Insights, insight_key, insights_of
 from onnxaudit.audit.sides import LinedUp, Pool, label_change, pool_of, side_of
 from onnxaudit.bundle import QueryBundle, SchemeEntry
 from onnxaudit.errors import ArtefactError
-from onnxaudit.evidence.calibration import STATISTIC, Floats, mean_agreement, standardise, usable
+from onnxaudit.evidence.calibration import STATISTIC, Floats, mean_agreement, standardise, studentised, usable
 from onnxaudit.evidence.learned import GRAPH, unrelated, weighted, weights_of
 from onnxaudit.evidence.learned import STATISTIC as LEARNED_STATISTIC
 from onnxaudit.evidence.siblings import STATISTIC as SIBLING_STATISTIC
@@ -34,6 +34,7 @@ class SchemeScores:
 
     access: the access that was used, or what was looked at inside. tied: the references' scores hardly differ. counted: it is
     part of the combined statistic. line_up: what the suspect scores against the victim and each sibling, where there are any.
+    twins: as standardised, of the siblings in turn and the suspect, (K + 1,).
     """
 
     name: str
@@ -45,12 +46,14 @@ class SchemeScores:
     skipped: str | None = None
     counted: bool = True
     line_up: LinedUp | None = None
+    twins: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
     """All schemes of one bundle for one suspect. statistics: (m + 1,) combined, or None if no scheme ran.
 
+    twins: the same statistic of the siblings as if each were the suspect, and of the suspect, (K + 1,); None without siblings.
     adjusted: whether scores were adjusted for how good and ordinary each model is. unrelated: how many unrelated schemes
     have a mean that varies as much as that of these, see ``evidence.learned.unrelated``.
     """
@@ -59,6 +62,7 @@ class Comparison:
     statistics: Floats | None
     adjusted: bool = False
     unrelated: float = 1.0
+    twins: Floats | None = None
 
 
 def compare(
@@ -97,14 +101,15 @@ def _combined(bundle: QueryBundle, schemes: tuple[SchemeScores, ...], access: Ac
     """
     entries, weights = bundle.manifest.schemes, _weights(bundle, access)
     ran = [
-        (scheme.standardised, weight, "tied" if scheme.tied else entry.sampler)
+        (scheme.standardised, weight, "tied" if scheme.tied else entry.sampler, scheme.twins)
         for entry, scheme, weight in zip(entries, schemes, weights, strict=True)
         if scheme.standardised is not None and scheme.counted
     ]
     if not ran:
         return Comparison(schemes, None, adjusted)
-    standardised, given, groups = zip(*ran, strict=True)
-    return Comparison(schemes, weighted(standardised, given), adjusted, unrelated(groups, given))
+    standardised, given, groups, twins = zip(*ran, strict=True)
+    kin = None if any(each is None for each in twins) else weighted(twins, given)
+    return Comparison(schemes, weighted(standardised, given), adjusted, unrelated(groups, given), kin)
 
 
 def _weights(bundle: QueryBundle, access: Access) -> Floats:
@@ -183,7 +188,8 @@ def _scheme(
     if cut[0].access == Access.LABEL:
         floor = max(floor, _mean_change([*side.changes, label_change(side.victim, suspect, side.score)]))
     found = _standardised(entry.name, len(rows), access, scores, covariate, floor)
-    return dataclasses.replace(found, counted=bool(side.siblings) or not pool.siblings, line_up=lined_up)
+    twins = None if lined_up is None else studentised(lined_up.in_turn, None, floor)
+    return dataclasses.replace(found, counted=bool(side.siblings) or not pool.siblings, line_up=lined_up, twins=twins)
 
 
 def _standardised(name: str, queries: int, access: str, scores: Floats, covariate: Floats | None, floor: float) -> SchemeScores:

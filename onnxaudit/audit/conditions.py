@@ -7,7 +7,6 @@ from onnxaudit.audit.controls import references_of, stronger
 from onnxaudit.audit.looking import Seen
 from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle
-from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE
 from onnxaudit.report.model import Controls, LineUp
 
 OUTLIER = 0.1
@@ -26,6 +25,7 @@ def conditions_of(
     answers: Answers,
     *,
     weak: bool,
+    tolerance: float,
     looks: int,
     level: float,
     seen: Seen | None,
@@ -46,7 +46,7 @@ def conditions_of(
     if weak:
         said.append(
             "the references are weaker than the victim, so innocents may be closer to it than they are: "
-            f"the tolerance is {WIDE_TOLERANCE:g} instead of {TOLERANCE:g}"
+            f"the tolerance is {tolerance:g} instead of {tolerance - 1:g}"
         )
     if level != bundle.manifest.alpha:
         said.append(f"alpha {level:g} was chosen with the check; the bundle was made for {bundle.manifest.alpha:g}")

@@ -20,6 +20,7 @@ from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value, spread_of
 from onnxaudit.evidence.multiple import holm
+from onnxaudit.evidence.siblings import STATISTIC as SIBLING_STATISTIC
 from onnxaudit.evidence.siblings import e_value, line_up_p, typical
 from onnxaudit.report.model import DERIVED, INCONCLUSIVE, NOT_SHOWN, Controls, LineUp, Look, ReferenceScore, Report, SchemeResult
 from onnxaudit.suspect import SuspectCard
@@ -49,16 +50,19 @@ def judge(
     level = manifest.alpha if alpha is None else alpha
     references = once(references_of, bundle)
     answers = dataclasses.replace(answers, num_classes=manifest.victim.num_classes)
-    weak = once(weak_references, bundle)
-    tolerance = WIDE_TOLERANCE if weak else TOLERANCE
+    weak, siblings = once(weak_references, bundle), _ranked_siblings(bundle, level)
+    tolerance = _tolerance(weak=weak, siblings=siblings)
     seen = None if planned is None else look_through(bundle, answers, level, planned, inside)
     answers = answers if seen is None else seen.answers
     comparison = compare(bundle, references, answers, inside) if seen is None else seen.comparison
     controls = controls_of(bundle, answers)
     p = seen.p if seen else None
     if planned is None and comparison.statistics is not None and references:
-        p = min(1.0, looks * p_value(comparison.statistics, tolerance, comparison.unrelated))
-    floor = min(1.0, looks * p_floor(len(references)))
+        p = p_value(comparison.statistics, tolerance, comparison.unrelated)
+        if siblings:
+            p = max(p, 1.0 if comparison.twins is None else p_value(comparison.twins))
+        p = min(1.0, looks * p)
+    floor = min(1.0, looks * max(p_floor(len(references)), p_floor(siblings) if siblings else 0.0))
     complete = bool(answers.answered[once(askable, bundle)].all()) if planned is None else seen is not None and seen.decided
     reasons = _doubts(floor, len(references), level, comparison, controls, answers, stable=stable, complete=complete)
     finding = INCONCLUSIVE
@@ -91,7 +95,9 @@ def judge(
         margin=_margin(comparison, tolerance) if p is not None else None,
         p_exchangeable=p_value(comparison.statistics) if comparison.statistics is not None and references else None,
         conditions=tuple(
-            conditions_of(bundle, controls, answers, weak=weak, looks=looks, level=level, seen=seen, line_up=line_up)
+            conditions_of(
+                bundle, controls, answers, weak=weak, tolerance=tolerance, looks=looks, level=level, seen=seen, line_up=line_up
+            )
         ),
         references=_reference_scores(bundle, comparison),
         line_up=line_up,
@@ -113,7 +119,7 @@ def look_through(
 
     known: what earlier calls found at looks at the beginning of the same answers; it is added to.
     """
-    references = once(references_of, bundle)
+    references, siblings = once(references_of, bundle), _ranked_siblings(bundle, level)
     answers = dataclasses.replace(answers, num_classes=bundle.manifest.victim.num_classes)
 
     def doubtful(cut: Answers, comparison: Comparison) -> bool:
@@ -127,9 +133,24 @@ def look_through(
         doubtful,
         len(references),
         level,
-        WIDE_TOLERANCE if once(weak_references, bundle) else TOLERANCE,
+        _tolerance(weak=once(weak_references, bundle), siblings=siblings),
         {} if known is None else known,
+        siblings=siblings,
     )
+
+
+def _ranked_siblings(bundle: QueryBundle, level: float) -> int:
+    """How many siblings the suspect is ranked among as well: all, if they are enough for alpha, else 0."""
+    count = len(bundle.manifest.of_role("sibling")) if bundle.manifest.statistic == SIBLING_STATISTIC else 0
+    return count if count and p_floor(count) <= level + 1e-12 else 0
+
+
+def _tolerance(*, weak: bool, siblings: int) -> float:
+    """How many standard deviations of a head start references get.
+
+    None where the suspect must also be closer to the victim than honest twins of it are, which is what the tolerance is for.
+    """
+    return (TOLERANCE if weak else 0.0) if siblings else WIDE_TOLERANCE if weak else TOLERANCE
 
 
 def planned_order(bundle: QueryBundle, planned: Sequence[int]) -> Schedule:
@@ -168,6 +189,7 @@ def _line_up(bundle: QueryBundle, comparison: Comparison) -> LineUp | None:
         e_value(lined_up.victim, lined_up.siblings),
         bundle.manifest.drawn is not None,
         typical(lined_up.centrality),
+        1.0 if comparison.twins is None else p_value(comparison.twins),
     )
 
 

@@ -38,8 +38,9 @@ class Schedule:
 class Seen:
     """What the looks show so far. answers: those up to the last look; comparison: of them. queries, scores: at each look.
 
-    standings: after each look in ``judged``, by number: where a scheme could run, up to where p was known. decided: asking on
-    cannot change the finding, or is not worth it; futile: the latter.
+    standings: after each look in ``judged``, by number: where a scheme could run, up to where p was known. among: the same
+    among the siblings in turn, where that counts, else None. decided: asking on cannot change the finding, or is not worth it;
+    futile: the latter.
     """
 
     answers: Answers
@@ -48,13 +49,21 @@ class Seen:
     scores: tuple[float | None, ...]
     judged: tuple[int, ...]
     standings: tuple[Standing, ...]
+    among: tuple[Standing, ...] | None
     decided: bool
     futile: bool
 
     @property
     def p(self) -> float | None:
         """The p-value; 1 where asking on was not worth it; None while it is not known."""
-        return 1.0 if self.futile else self.standings[-1].p if self.standings else None
+        return 1.0 if self.futile else _greater(self.standings, self.among)
+
+
+def _greater(standings: Sequence[Standing], among: Sequence[Standing] | None) -> float | None:
+    """The greater p-value of the two; None while one of them is not known."""
+    found = [order[-1].p if order else None for order in ((standings,) if among is None else (standings, among))]
+    known = [p for p in found if p is not None]
+    return max(known) if len(known) == len(found) else None
 
 
 def asking_order(bundle: QueryBundle) -> NDArray[np.int64]:
@@ -119,12 +128,14 @@ def walk(
     alpha: float,
     tolerance: float,
     known: dict[int, Comparison],
+    *,
+    siblings: int,
 ) -> Seen | None:
     """Look at answers as they came in, up to where enough is known; None before the first look.
 
-    known: comparisons by number of queries asked, of the same answers as far as they had come before; new ones are added.
-    doubtful: whether anything forbids a finding on these answers and this comparison; then more are looked at, which costs
-    nothing, for p stays what it was.
+    siblings: how many the suspect is also ranked among, each in turn in its place; 0: that does not count. known: comparisons by
+    number of queries asked, of the same answers as far as they had come before; new ones are added. doubtful: whether anything
+    forbids a finding on these answers and this comparison; then more are looked at, which costs nothing, for p stays what it was.
     """
     seen: list[Comparison] = []
     found = None
@@ -134,17 +145,26 @@ def walk(
         glances = [Glance(c.statistics, c.unrelated) for c in seen if c.statistics is not None]
         final = last and comparison.statistics is not None
         standings = order_of_entry(glances, final=final, tolerance=tolerance) if glances else []
+        among = _among(seen, final=final) if siblings else None
         judged = tuple(i for i, c in enumerate(seen) if c.statistics is not None)
         scores = tuple(None if c.statistics is None else float(c.statistics[-1]) for c in seen)
-        p = standings[-1].p if standings else None
+        p = _greater(standings, among)
         clear = p is not None and (p > alpha or not doubtful(cut, comparison))
-        hopeless = p is None and bool(standings) and futile(standings, references, alpha)
+        orders = [(standings, references)] if among is None else [(standings, references), (among, siblings)]
+        hopeless = p is None and any(bool(order) and futile(order, others, alpha) for order, others in orders)
         decided = last or clear or hopeless
         queries = plan.queries[: len(seen)]
-        found = Seen(cut, comparison, queries, scores, judged, tuple(standings), decided, hopeless and not last)
+        kin = None if among is None else tuple(among)
+        found = Seen(cut, comparison, queries, scores, judged, tuple(standings), kin, decided, hopeless and not last)
         if decided:
             break
     return found
+
+
+def _among(seen: Sequence[Comparison], *, final: bool) -> list[Standing]:
+    """How the suspect stands among the siblings, each in turn in its place."""
+    glances = [Glance(c.twins, c.unrelated) for c in seen if c.statistics is not None and c.twins is not None]
+    return order_of_entry(glances, final=final) if glances else []
 
 
 def _looks(plan: Schedule, answers: Answers) -> Iterator[tuple[Answers, int, bool]]:

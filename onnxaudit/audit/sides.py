@@ -24,11 +24,16 @@ MOST_CUTS = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinedUp:
-    """Scores of one suspect against the victim and its siblings. centrality: each one's among the others, the victim first."""
+    """Scores of one suspect against the victim and its siblings. centrality: each one's among the others, the victim first.
+
+    in_turn: the sibling-adjusted scores of each sibling as if it were the suspect, and of the suspect, (K + 1,), each against all
+    the others alike.
+    """
 
     victim: float
     siblings: tuple[float, ...]
     centrality: Floats
+    in_turn: Floats
 
 
 @dataclass(eq=False)
@@ -76,14 +81,25 @@ class Side:
             return None
         shown = self.represent(answers)
         siblings = tuple(self.compare(other, shown) for other in self.others)
-        return LinedUp(self.compare(self.own, shown), siblings, self.centrality)
+        return LinedUp(self.compare(self.own, shown), siblings, self.centrality, self._in_turn(shown, siblings))
+
+    def _in_turn(self, shown: NDArray[Any], siblings: Sequence[float]) -> Floats:
+        """D of every sibling and of the suspect, the others' mean taken off: for an honest twin they are exchangeable."""
+        count, table = len(self.others), self._agreements
+        with_suspect = np.array([self.compare(shown, other) for other in self.others])
+        theirs = table[0, 1:] - (table[1:, 1:].sum(axis=0) + with_suspect) / count
+        return np.append(theirs, self.compare(self.own, shown) - np.mean(siblings))
+
+    @cached_property
+    def _agreements(self) -> Floats:
+        """compare(a, b) of all in the line-up, the victim first, (K + 1, K + 1), 0 on the diagonal."""
+        models = [self.own, *self.others]
+        return np.array([[0.0 if a is b else self.compare(a, b) for b in models] for a in models])
 
     @cached_property
     def centrality(self) -> Floats:
         """Mean score of each in the line-up against the others, the victim first, (K,)."""
-        models = [self.own, *self.others]
-        table = np.array([[0.0 if a is b else self.compare(a, b) for b in models] for a in models])
-        return np.asarray(table.sum(axis=1) / (len(models) - 1))
+        return np.asarray(self._agreements.sum(axis=1) / len(self.others))
 
     @cached_property
     def floor(self) -> float:

@@ -74,9 +74,12 @@ def futile(standings: Sequence[Standing], references: int, alpha: float) -> bool
     """Whether asking on is not worth it: too many references are ahead, or at two looks running at least half are as close.
 
     Stopping for it never accuses anybody: the finding then is that derivation is not shown. With too few references for alpha
-    from the start nothing is futile, for nothing was to be found: others may be put in their place.
+    from the start nothing is futile, for nothing was to be found: others may be put in their place. A p that is known, and too
+    large, is final.
     """
     recent = standings[-2:]
+    if recent[-1].p is not None:
+        return recent[-1].p > alpha + 1e-12
     spent = recent[-1].best > alpha + 1e-12 >= 1 / (references + 1)
     return spent or (len(recent) == 2 and all(2 * look.closer >= references for look in recent))
 

@@ -69,7 +69,8 @@ class LineUp:
 
     p_value: the victim's rank among all of them, exact only over the draw of the victim. e_value: likewise. drawn: whether the
     victim was drawn at random among its siblings. typical: how ordinary the victim is among its siblings, as a p-value; small:
-    an outlier, and the line-up says little.
+    an outlier, and the line-up says little. among_siblings: the rank of the suspect's statistic among those of the siblings,
+    each as if it were the suspect, as a p-value: small only if the suspect is closer than honest twins are.
     """
 
     victim: float
@@ -78,6 +79,7 @@ class LineUp:
     e_value: float
     drawn: bool
     typical: float
+    among_siblings: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
