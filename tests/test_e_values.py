@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from onnxaudit.audit.scan_record import dependent
 from onnxaudit.evidence.calibration import p_floor, p_value
-from onnxaudit.evidence.multiple import e_bh, e_combined, holm, rank_e
+from onnxaudit.evidence.multiple import e_bh, e_combined, rank_e
+from onnxaudit.evidence.siblings import e_value
 
 
 def test_a_rank_e_value_has_mean_one_for_exchangeable_models() -> None:
@@ -58,10 +59,26 @@ def test_the_false_discovery_rate_holds_also_when_all_suspects_share_the_referen
     assert found > 0.9 * 4 * 400  # Holm needs p <= 0.1 / 20 as well, but e-BH gains with every one that is found
 
 
-def test_two_independent_bundles_show_what_neither_shows_alone() -> None:
-    p, floor = 1 / 20, p_floor(19)
-    one, both = rank_e(p, floor), e_combined([rank_e(p, floor)] * 2, [0, 1])
-    suspects = 10
-    assert not e_bh([one, *[0.0] * (suspects - 1)], 0.05)[0]
-    assert e_bh([both, *[0.0] * (suspects - 1)], 0.05)[0]
-    assert holm([p] * 2 + [1.0] * (2 * suspects - 2))[0] > 0.05
+def test_rank_e_values_of_one_suspect_must_not_be_multiplied() -> None:
+    """Not even with references that have nothing in common: the suspect is the same. A mean is an e-value."""
+    rng = np.random.default_rng(3)
+    products, means = [], []
+    for _ in range(20_000):
+        suspect = rng.standard_normal()
+        one, two = (rank_e(p_value(np.append(rng.standard_normal(9), suspect)), p_floor(9)) for _ in range(2))
+        products.append(one * two)
+        means.append((one + two) / 2)
+    assert np.mean(products) > 3
+    assert np.mean(means) == pytest.approx(1.0, abs=4 * np.std(means) / 20_000**0.5)
+
+
+def test_line_ups_drawn_apart_multiply_for_any_given_suspect() -> None:
+    """Whatever the suspect agrees with, over the draws of both victims the product has mean 1."""
+    rng = np.random.default_rng(4)
+    first, second = rng.random(7), rng.random(9)
+    products = [
+        e_value(first[i], list(np.delete(first, i))) * e_value(second[j], list(np.delete(second, j)))
+        for i in range(7)
+        for j in range(9)
+    ]
+    assert np.mean(products) == pytest.approx(1.0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from onnxaudit.bundle import ModelEntry, QueryBundle
+from onnxaudit.bundle import QueryBundle
 from onnxaudit.decode import canonical
 from onnxaudit.evidence.multiple import e_bh, e_combined, holm, rank_e
 from onnxaudit.fetching import shown_url
@@ -33,7 +33,7 @@ class Record:
     ) -> None:
         self.sources = sources
         self.bundles = [bundle.id for bundle in bundles]
-        self.groups = dependent([{model.sha256 or model.id for model in _pool_of(bundle)} for bundle in bundles])
+        self.groups = dependent([_lined_up(bundle) for bundle in bundles])
         self.references = {bundle.id: len(bundle.manifest.of_role("reference")) for bundle in bundles}
         self.settings = settings
         self.alpha = alpha
@@ -112,19 +112,21 @@ class Record:
         self._places[source * len(self.bundles) + bundle] = offset
         self.done += 1
 
-    def _group(self, bundle: str) -> int:
-        """Bundles of one group share models; one that is not known now may share some with any."""
-        return self.groups[self.bundles.index(bundle)] if bundle in self.bundles else self.groups[0]
+    def _product(self, draws: Mapping[str, float]) -> float | None:
+        """One e-value of a suspect's line-ups; bundles that are not known now may share models with any."""
+        known = {name: self.groups[self.bundles.index(name)] if name in self.bundles else self.groups[0] for name in draws}
+        return e_combined(list(draws.values()), [known[name] for name in draws]) if draws else None
 
     def finish(self, summary: Summary) -> Summary:
         """Rewrite the lines, in the order of the sources, with what holds now that all p-values are known; sum them up.
 
-        e-values are rank e-values of p, merged over the bundles of one suspect; those discovered by e-BH are marked, and decide
-        nothing else. Copies of one file are one test. What was tested before and is none of the tests of now is one more. What
-        fails is one as well: whether it can be asked next time must not matter.
+        A suspect's e-value is the mean of the rank e-values of its p over the bundles; those discovered by e-BH are marked, and
+        decide nothing else. Copies of one file are one test. What was tested before and is none of the tests of now is one more.
+        What fails is one as well: whether it can be asked next time must not matter.
         """
         p_values: dict[bytes, float] = {}
-        e_values: dict[bytes, dict[str, float]] = {}
+        ranks: dict[bytes, list[float]] = {}
+        draws: dict[bytes, dict[str, float]] = {}
         failed = 0
         for offset in self._places:
             line = self._findings.at(offset)
@@ -132,16 +134,16 @@ class Record:
                 failed += 1
             else:
                 p_values[_key_of(line)] = 1.0 if line["p_value"] is None else line["p_value"]
-                e_values.setdefault(_suspect_of(line), {})[line["bundle"]["id"]] = _e_of(line)
+                _weigh(line, ranks, draws)
         left = array("q")
         for offset, line in self._findings.lines():
             if line["status"] == "complete" and _key_of(line) not in p_values:
                 p_values[_key_of(line)] = 1.0 if line["p_value"] is None else line["p_value"]
-                e_values.setdefault(_suspect_of(line), {})[line["bundle"]["id"]] = _e_of(line)
+                _weigh(line, ranks, draws)
                 left.append(offset)
         adjusted = dict(zip(p_values, holm([*p_values.values(), *[1.0] * failed]), strict=False))
-        merged = [e_combined(list(found.values()), [self._group(name) for name in found]) for found in e_values.values()]
-        discovered = dict(zip(e_values, zip(merged, e_bh([*merged, *[0.0] * failed], self.alpha), strict=False), strict=True))
+        means = [sum(values) / len(values) for values in ranks.values()]
+        discovered = dict(zip(ranks, zip(means, e_bh([*means, *[0.0] * failed], self.alpha), strict=False), strict=True))
         summary.tests, summary.reused, summary.left = len(p_values) + failed, self.reused, len(left)
 
         def final() -> Iterator[Line]:
@@ -151,6 +153,7 @@ class Record:
                 line = adjust(line, p_adjusted, summary.tests, HOLM, self.alpha)
                 line["scan"]["listed"] = number < self.total
                 line["scan"]["e_value"], line["scan"]["discovered"] = discovered.get(_suspect_of(line), (0.0, False))
+                line["scan"]["line_up_e_value"] = self._product(draws.get(_suspect_of(line), {}))
                 if number < self.total:
                     summary.add(line)
                 yield line
@@ -169,12 +172,18 @@ def dependent(pools: Sequence[set[str]]) -> list[int]:
     return groups
 
 
-def _pool_of(bundle: QueryBundle) -> Sequence[ModelEntry]:
-    return [model for model in bundle.manifest.models if model.role != "victim"]
+def _lined_up(bundle: QueryBundle) -> set[str]:
+    """What identifies the models in a bundle's line-up."""
+    return {model.sha256 or model.id for model in bundle.manifest.models if model.role in ("victim", "sibling")}
 
 
-def _e_of(line: Line) -> float:
-    return 0.0 if line["scan"]["alone"]["finding"] == INCONCLUSIVE else rank_e(line["p_value"], line["p_floor"])
+def _weigh(line: Line, ranks: dict[bytes, list[float]], draws: dict[bytes, dict[str, float]]) -> None:
+    """Put a line's e-values to those of its suspect: of its rank among references, and of a line-up drawn by lot."""
+    suspect = _suspect_of(line)
+    doubtful = line["scan"]["alone"]["finding"] == INCONCLUSIVE
+    ranks.setdefault(suspect, []).append(0.0 if doubtful else rank_e(line["p_value"], line["p_floor"]))
+    if (line_up := line.get("line_up")) and line_up["drawn"]:
+        draws.setdefault(suspect, {})[line["bundle"]["id"]] = line_up["e_value"]
 
 
 def _suspect_of(line: Line) -> bytes:

@@ -23,7 +23,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def rank_e(p_value: float | None, floor: float) -> float:
     """E = 1 / floor where a conformal p-value stands at its floor, else 0.
 
-    P(p <= floor) <= floor for an independent suspect, so E has a mean of at most 1.
+    P(p <= floor) <= floor for an independent suspect, so E has a mean of at most 1. Over the suspect, too: of several bundles
+    these may be averaged, never multiplied, for a suspect that is close to the victim by chance is so by all of them.
     """
     return 1 / floor if p_value is not None and p_value <= floor + 1e-12 else 0.0
 
@@ -31,7 +32,8 @@ def rank_e(p_value: float | None, floor: float) -> float:
 def e_combined(e_values: Sequence[float], groups: Sequence[int]) -> float:
     """One e-value of several about one hypothesis: the mean within each group, and the product of independent groups.
 
-    A mean of e-values is one under any dependence; a product only where each has mean 1 whatever the others are.
+    A mean of e-values is one under any dependence; a product only where each has mean 1 whatever the others are, as those of
+    line-ups with different models have, over their draws, for any given suspect.
     """
     found: dict[int, list[float]] = {}
     for value, group in zip(e_values, groups, strict=True):
