@@ -167,8 +167,8 @@ def _scheme(
     if detector.trainer and not here.all():
         return skipped(f"only {len(rows)} of its {stop - start} queries were answered; what it learned needs all of them")
     try:
-        key = (entry.name, cut[0].access, width)
-        side = pool.sides.get(key) if here.all() else None
+        key = (entry.name, cut[0].access, width, rows.tobytes())
+        side = pool.sides.get(key)
         if side is None:
             side = side_of(bundle, entry, representation, detector, cut[:-1], pool.lined_up(cut[0].access, width), rows)
         if not side.own.size:
@@ -180,8 +180,7 @@ def _scheme(
         if detector.trainer and isinstance(error, ValueError):
             return skipped(f"what it learned does not fit answers of this access: {error}")
         raise ArtefactError(f"the bundle's parameters of {entry.name} are not known: {error}", "Update onnxaudit.") from None
-    if here.all():
-        pool.sides[key] = side
+    pool.keep(key, side)
     if not np.isfinite(scores).all():
         return skipped("its score is not defined for these answers, which are the same for every query")
     floor = side.floor

@@ -20,6 +20,8 @@ from onnxaudit.schemes.detectors import DISCRETE, Detector
 from onnxaudit.schemes.representations import Representation
 
 MOST_CUTS = 4
+MOST_SIDES = 128
+"""What is remembered of schemes on some of their queries: a few dozen looks at a few schemes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,13 +179,14 @@ def least_spread(representation: Representation, detector: Detector, entries: in
 class Pool:
     """A bundle's references, with what was worked out of them: whoever checks one suspect after another does it once.
 
-    siblings: where the statistic takes them off. sides: by scheme, access and width, of schemes that were answered whole.
+    siblings: where the statistic takes them off. sides: by scheme, access, width and the rows
+    that were answered.
     """
 
     victim: Answers
     references: Sequence[Answers]
     siblings: Sequence[Answers]
-    sides: dict[tuple[str, Access, int], Side]
+    sides: dict[tuple[str, Access, int, bytes], Side]
     cuts: dict[tuple[Access, int], list[Answers]]
 
     @cached_property
@@ -200,6 +203,12 @@ class Pool:
     def labels(self) -> NDArray[np.int32]:
         """What the references said, (m, n)."""
         return np.array([answers.labels for answers in self.references], np.int32).reshape(-1, len(self.victim))
+
+    def keep(self, key: tuple[str, Access, int, bytes], side: Side) -> None:
+        """Remember a side for the next suspect."""
+        if len(self.sides) >= MOST_SIDES and key not in self.sides:
+            self.sides.clear()
+        self.sides[key] = side
 
     def cut(self, access: Access, width: int) -> list[Answers]:
         """The victim's answers and the references', cut to a level of access."""
