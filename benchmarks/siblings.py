@@ -1,7 +1,7 @@
 """What siblings are worth: power and false findings against their number and the number of queries.
 
     python benchmarks/siblings.py zoo/zoo.json --victim zoo/victim.pt --data zoo/craft.npz --siblings siblings/
-                                  [--counts 5,10,20] [--queries 50,100,400,1000] [-o siblings.json]
+                                  [--counts 5,10,20] [--queries 50,100,400,1000] [-o siblings.json] [--plot siblings.png]
 
 siblings/: models by the recipe of the zoo's victim, none of them in the zoo. For each number of siblings (with 100 queries),
 and each number of queries (with the most siblings), a bundle of ``line-up`` and ``line-up-cos`` is crafted with the zoo's
@@ -18,8 +18,10 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from onnxaudit.answers import Access
 from onnxaudit.audit.crafting import CraftOptions, craft
@@ -56,7 +58,7 @@ def crafted(given: argparse.Namespace, references: Sequence[Path], count: int, q
         return craft(options, Silent())
 
 
-def measured(bundle: QueryBundle, entries: Sequence[tuple[Path, ZooEntry]], setting: tuple[int, int]) -> list[dict[str, object]]:
+def measured(bundle: QueryBundle, entries: Sequence[tuple[Path, ZooEntry]], setting: tuple[int, int]) -> list[dict[str, Any]]:
     """A row for each task and access."""
     found: dict[tuple[str, str, str], list[tuple[float, bool, bool]]] = defaultdict(list)
     manifest = bundle.manifest
@@ -90,6 +92,38 @@ def measured(bundle: QueryBundle, entries: Sequence[tuple[Path, ZooEntry]], sett
     return rows
 
 
+SHOWN = (
+    "adversarial-fine-tune",
+    "prune-filters",
+    "extract-probabilities",
+    "extract-top-k",
+    "extract-labels",
+    "extract-adversarially",
+)
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Share called derived against the number of siblings, and of queries; independent models and twins in black."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    panels = figure.subplots(2, 2, sharey=True)
+    most = max(row["siblings"] for row in rows)
+    for across, access in enumerate(("scores", "labels")):
+        for down, (name, fixed, value) in enumerate((("siblings", "queries", FEW), ("queries", "siblings", most))):
+            axes = panels[down][across]
+            for task in (*SHOWN, "independent", "sibling"):
+                mine = [row for row in rows if row["task"] == task and row["access"] == access and row[fixed] == value]
+                points = sorted((row[name], row["derived"]) for row in mine)
+                innocent = task in ("independent", "sibling")
+                style = {"color": "black", "ls": "--" if task == "sibling" else ":"} if innocent else {}
+                axes.plot(*zip(*points, strict=True), marker="o", ms=3, lw=1.2, label=task, **style)
+            axes.set(xlabel=name, title=f"{access}, {value} {fixed}", ylim=(-0.03, 1.03))
+            if name == "queries":
+                axes.set_xscale("log")
+        panels[0][0].set_ylabel("share called derived")
+    panels[0][1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoo", type=Path)
@@ -99,12 +133,13 @@ def main() -> None:
     parser.add_argument("--counts", default="5,10,20")
     parser.add_argument("--queries", default="50,100,400,1000")
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     counts, budgets = parse_counts(given.counts, "--counts"), parse_counts(given.queries, "--queries")
     zoo = [(given.zoo.parent / entry.file, entry) for entry in load_zoo(given.zoo)]
     references = [file for file, entry in zoo if entry.kind == "reference"]
     judged = [(file, entry) for file, entry in zoo if entry.kind != "reference" and not entry.labels and not entry.deployed]
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for count, queries in dict.fromkeys([*((count, FEW) for count in counts), *((counts[-1], budget) for budget in budgets)]):
         bundle = crafted(given, references, count, queries)
         asked = bundle.manifest.schemes[0].rows[1]
@@ -112,6 +147,8 @@ def main() -> None:
         print(f"{count} siblings, {asked} queries", flush=True)
     if given.output:
         given.output.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    if given.plot:
+        draw(rows, given.plot)
     cells = [
         [str(row[name]) if not isinstance(row[name], float) else f"{row[name]:.2f}" for name in row]
         for row in sorted(rows, key=lambda row: (str(row["task"]), str(row["access"]), str(row["siblings"]), str(row["queries"])))
