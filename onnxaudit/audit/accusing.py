@@ -21,13 +21,14 @@ from onnxaudit.audit.calibrating import add_models
 from onnxaudit.audit.controls import references_of
 from onnxaudit.audit.crafting import CraftOptions, craft
 from onnxaudit.audit.judging import judge
-from onnxaudit.audit.pools import targets
+from onnxaudit.audit.pools import peers_of, targets
 from onnxaudit.audit.progress import Progress, Silent
 from onnxaudit.audit.reproducing import Ingredients, verify_reproduced
 from onnxaudit.audit.sampling import rng_of
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.craft.data import Data
 from onnxaudit.craft.framing import Logits, Push, frame, logits_of
+from onnxaudit.craft.pools.peers import labels_of
 from onnxaudit.craft.sample import Material
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import ArtefactError, UsageError
@@ -38,15 +39,16 @@ from onnxaudit.suspect import Queries, SuspectCard
 
 STRONG, SUBTLE = 0.15, 0.05
 """Radii: examples that transfer to most models, and examples that transfer to few."""
-BLIND, ASKED, ASKED_SUBTLE, WHITE_BOX, AGAINST_REFERENCES, CHOSEN_DATA = (
+BLIND, ASKED, ASKED_SUBTLE, WHITE_BOX, AGAINST_REFERENCES, CHOSEN_DATA, DATA_AGAINST_REFERENCES = (
     "blind",
     "asks the innocent",
     "asks, subtle examples",
     "innocent's gradients",
     "gradients, against references",
     "chooses the data",
+    "data, against references",
 )
-ATTACKS = (BLIND, ASKED, ASKED_SUBTLE, WHITE_BOX, AGAINST_REFERENCES, CHOSEN_DATA)
+ATTACKS = (BLIND, ASKED, ASKED_SUBTLE, WHITE_BOX, AGAINST_REFERENCES, CHOSEN_DATA, DATA_AGAINST_REFERENCES)
 CANDIDATES = 2
 """Times as many candidates as queries are made where some are chosen."""
 FEWEST = 10
@@ -54,6 +56,8 @@ FEWEST = 10
 AGAINST = 2
 """References whose gradients an accuser uses who holds them."""
 ITERATIONS = 10
+ERRORS = "akh:fill=none"
+"""The method of an accuser who chooses the data: the victim's natural errors, and nothing made up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,35 +123,38 @@ def scheme_of(radius: float) -> str:
     return f"afa:radius={radius},iterations={ITERATIONS},copies=2,momentum=1.0"
 
 
-def accuse(court: Court, innocents: Sequence[Path], queries: int, progress: Progress) -> Iterator[Claim]:
-    """Every attack on every innocent. An innocent that is a reference does not calibrate its own case.
+def accuse(court: Court, innocents: Sequence[Path], queries: int, progress: Progress) -> Iterator[tuple[Path, list[Claim]]]:
+    """Every attack on every innocent, innocent by innocent. One that is a reference does not calibrate its own case.
 
     An attack is left out with a note where fewer than ``FEWEST`` queries can be found, or the innocent gives no gradients.
     """
-    report = progress.task("framing innocents", len(innocents) + 1)
-    seed = court.options.seed
-    honest = {radius: court.crafted(scheme_of(radius), queries, seed) for radius in (STRONG, SUBTLE)}
-    pools = {
-        radius: court.with_references(court.crafted(scheme_of(radius), CANDIDATES * queries, seed)) for radius in (STRONG, SUBTLE)
-    }
-    again = {radius: court.with_references(court.crafted(scheme_of(radius), queries, seed + 1)) for radius in (STRONG, SUBTLE)}
-    natural = court.with_references(court.crafted("akh:fill=none", queries, seed + 1))
+    seed, radii = court.options.seed, (STRONG, SUBTLE)
+    report = progress.task("crafting what an accuser begins with", 4)
+    honest = {radius: court.crafted(scheme_of(radius), queries, seed) for radius in radii}
     blind = court.with_references(honest[STRONG])
     stated = reproduces(court, blind, court.options.data, queries)
     report(1)
+    pools = {radius: court.with_references(court.crafted(scheme_of(radius), CANDIDATES * queries, seed)) for radius in radii}
+    report(2)
+    again = {radius: court.with_references(court.crafted(scheme_of(radius), queries, seed + 1)) for radius in radii}
+    report(3)
+    natural = court.with_references(court.crafted(ERRORS, queries, seed + 1))
+    report(4)
+    report = progress.task("framing innocents", len(innocents))
     for number, innocent in enumerate(innocents):
         trial = Trial(court, innocent, progress)
-        yield trial.claim(BLIND, blind, again[STRONG], reproduced=stated)
+        claims = [trial.claim(BLIND, blind, again[STRONG], reproduced=stated)]
         for attack, radius in ((ASKED, STRONG), (ASKED_SUBTLE, SUBTLE)):
-            if (found := trial.agreeing(pools[radius], queries)) is not None:
+            if (found := trial.agreeing(attack, pools[radius], queries)) is not None:
                 same = np.array_equal(found.queries, honest[radius].queries)
-                yield trial.claim(attack, found, again[radius], reproduced=same)
+                claims.append(trial.claim(attack, found, again[radius], reproduced=same))
         for attack, found in trial.framed(honest[STRONG], queries, rng_of(seed, innocent.name)):
-            yield trial.claim(attack, found, again[STRONG], reproduced=np.array_equal(found.queries, honest[STRONG].queries))
-        if (chosen := trial.chosen(queries)) is not None:
-            bundle, data = chosen
-            yield trial.claim(CHOSEN_DATA, bundle, natural, reproduced=reproduces(court, bundle, data, queries))
-        report(number + 2)
+            same = np.array_equal(found.queries, honest[STRONG].queries)
+            claims.append(trial.claim(attack, found, again[STRONG], reproduced=same))
+        for attack, found, data in trial.chosen(queries):
+            claims.append(trial.claim(attack, found, natural, reproduced=reproduces(court, found, data, queries)))
+        yield innocent, claims
+        report(number + 1)
 
 
 def reproduces(court: Court, bundle: QueryBundle, data: Path | None, queries: int) -> bool:
@@ -183,12 +190,12 @@ class Trial:
     def claim(self, attack: str, bundle: QueryBundle, again: QueryBundle, *, reproduced: bool) -> Claim:
         """What all tests say. bundle, again: with all references."""
         card, answers = self._asked(bundle.queries)
-        mine, theirs = self._of(bundle, judges=False), self._of(bundle, judges=True)
+        mine, theirs = self.of(bundle, judges=False), self.of(bundle, judges=True)
         agrees = agreement(mine, answers)
         usual = float(np.mean([agreement(mine, other).mean() for other in references_of(mine)]))
         matched, asked = int(agrees.sum()), len(agrees)
         reports = [judge(pool, card, answers, None) for pool in (mine, theirs)]
-        fresh = self._of(again, judges=True)
+        fresh = self.of(again, judges=True)
         reports.append(judge(fresh, *self._asked(fresh.queries), None))
         judged = [(report.p_value, report.finding == DERIVED) for report in reports]
         chance = 1 / self._court.victim.num_classes
@@ -198,7 +205,7 @@ class Trial:
             attack, self._innocent.name, asked, matched, usual, *tests, p, derived, judges_p, judges, again_p, still, reproduced
         )
 
-    def _of(self, bundle: QueryBundle, *, judges: bool) -> QueryBundle:
+    def of(self, bundle: QueryBundle, *, judges: bool) -> QueryBundle:
         """The bundle with the references of one side, this innocent not among them."""
 
         def stays(source: str) -> bool:
@@ -211,11 +218,11 @@ class Trial:
             self._progress.note(f"{self._innocent.name}: {found} queries are too few to frame it ({attack})")
         return found >= FEWEST
 
-    def agreeing(self, pool: QueryBundle, queries: int) -> QueryBundle | None:
+    def agreeing(self, attack: str, pool: QueryBundle, queries: int) -> QueryBundle | None:
         """The first of the candidates to which the innocent gives the victim's label."""
         _, answers = self._asked(pool.queries)
         rows = np.flatnonzero(agreement(pool, answers))[:queries]
-        return narrowed(pool, rows) if self._enough(ASKED, len(rows)) else None
+        return narrowed(pool, rows) if self._enough(attack, len(rows)) else None
 
     def framed(self, honest: QueryBundle, queries: int, rng: np.random.Generator) -> Iterator[tuple[str, QueryBundle]]:
         """Bundles whose examples were made with the innocent's gradients; then with those of references too."""
@@ -224,8 +231,8 @@ class Trial:
         if innocent is None:
             self._progress.note(f"{self._innocent.name} gives no gradients, so it is not framed by them")
             return
-        mine = [file for file in court.references if file.name not in court.theirs and file != self._innocent]
-        known = [logits_of(target, court.data.x) for target, _ in targets([(f, "") for f in mine[:AGAINST]], court.victim, "cpu")]
+        some = targets([(file, "") for file in self._accusers()[:AGAINST]], court.victim, court.options.device)
+        known = [logits_of(target, court.data.x) for target, _ in some]
         against: list[Logits] = [logits for logits in known if logits is not None]
         for attack, away in ((WHITE_BOX, []), (AGAINST_REFERENCES, against)):
             material, push = Material(court.victim, court.data), Push(STRONG, ITERATIONS)
@@ -235,25 +242,35 @@ class Trial:
             good = agreement(bundle, answers) & (bundle.answers["victim"].labels[: len(points)] == wanted)
             rows = np.flatnonzero(good)
             if attack == AGAINST_REFERENCES:  # those that fewest of the accuser's references fall for, first
-                fooled = np.mean([agreement(bundle, a) for a in references_of(self._of(bundle, judges=False))], axis=0)
+                fooled = np.mean([agreement(bundle, a) for a in references_of(self.of(bundle, judges=False))], axis=0)
                 rows = rows[np.argsort(fooled[rows], kind="stable")]
             if self._enough(attack, len(rows)):
                 yield attack, narrowed(bundle, np.sort(rows[:queries]))
 
-    def chosen(self, queries: int) -> tuple[QueryBundle, Path] | None:
-        """A bundle by an honest method from data that lack the victim's errors which the innocent does not share; the data."""
+    def chosen(self, queries: int) -> Iterator[tuple[str, QueryBundle, Path]]:
+        """Bundles by an honest method from data that were chosen, and those data.
+
+        They lack the victim's errors that the innocent does not share; then also those that most of the references share.
+        """
         court, data = self._court, self._court.data
-        if data.y is None:
-            return None
         own = court.victim.answer(data.x).argmax(1)
-        _, answers = self._asked(data.x)
-        shared = (own != data.y) & (answers.labels == own)
-        if not self._enough(CHOSEN_DATA, int(shared.sum())):
-            return None
-        rows = np.flatnonzero((own == data.y) | shared)
-        path = court.folder / f"chosen-{self._innocent.stem}.npz"
-        np.savez(path, x=data.x[rows], y=data.y[rows])
-        return court.with_references(court.crafted("akh:fill=none", queries, court.options.seed, path)), path
+        labels = own if data.y is None else data.y
+        right = np.flatnonzero(own == labels)
+        shared = np.flatnonzero((own != labels) & (self._asked(data.x)[1].labels == own))
+        if not self._enough(CHOSEN_DATA, len(shared)):
+            return
+        mine = peers_of([(file, "") for file in self._accusers()], court.victim, court.options.device)
+        fooled = (labels_of(mine, cast("Queries", data.x[shared])) == own[shared]).mean(axis=0)
+        rarest = shared[np.argsort(fooled, kind="stable")[: max(queries // 2, FEWEST)]]
+        for attack, errors in ((CHOSEN_DATA, shared), (DATA_AGAINST_REFERENCES, rarest)):
+            rows = np.sort(np.concatenate([right, errors]))
+            path = court.folder / f"{self._innocent.stem}-{len(errors)}.npz"
+            np.savez(path, x=data.x[rows], y=labels[rows])
+            yield attack, court.with_references(court.crafted(ERRORS, queries, court.options.seed, path)), path
+
+    def _accusers(self) -> list[Path]:
+        """The accuser's references."""
+        return [file for file in self._court.references if file.name not in self._court.theirs and file != self._innocent]
 
 
 def agreement(bundle: QueryBundle, answers: Answers) -> NDArray[np.bool_]:

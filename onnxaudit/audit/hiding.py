@@ -95,7 +95,8 @@ def hide(
     portable = victim.portable()
     if portable is None:
         raise UsageError("the victim's weights cannot be changed (frozen, not float32, or of one batch size)", "Leave it out.")
-    ways = [way for way in WAYS if way.quick or not quick]
+    images = data.x.ndim == 4  # the radius of adversarial training is one of pixels
+    ways = [way for way in WAYS if (way.quick or not quick) and (images or not way.recipe.adversarial)]
     report = progress.task("training derived models", len(ways))
     known = f"{victim.sha256} {victim.spec}"
     labelled = training.x, training.y, training.sha256
@@ -103,7 +104,7 @@ def hide(
     report = progress.task("asking derived models", len(files))
     for number, (name, file) in enumerate(files.items()):
         with open_suspect(Target(str(file), victim.spec, victim.num_classes, device)) as model:
-            for server, steps in _servers(model, training, quick=quick).items():
+            for server, steps in servers_for(model, training, quick=quick).items():
                 yield _judged(bundle, deployed_as(model, steps), test, name, server, steps)
         report(number + 1)
 
@@ -114,7 +115,7 @@ def without_queries(data: Data, bundle: QueryBundle) -> Data:
     return data.take(np.array([row for row, x in enumerate(data.x) if x.tobytes() not in asked], np.int64))
 
 
-def _servers(model: Suspect, natural: Data, *, quick: bool) -> dict[str, tuple[str, ...]]:
+def servers_for(model: Suspect, natural: Data, *, quick: bool) -> dict[str, tuple[str, ...]]:
     """All servers for this model; what counts as odd is fitted on natural inputs."""
     servers = {name: steps for name, steps in SERVERS.items() if not quick or name in QUICK}
     scores = interview(model, natural.x).answers.degrade(Access.PROBS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,12 @@ from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle, load
 from onnxaudit.craft.data import load_data
 from onnxaudit.craft.victim import Victim
+from onnxaudit.decode import canonical, decode, parse
 from onnxaudit.errors import UsageError
+from onnxaudit.zoo.making import file_digest
 
+VERSION = 1
+"""Part of every key: raised when the same attack comes to make other claims."""
 QUICK_INNOCENTS = 6
 QUICK_QUERIES = 30
 
@@ -51,8 +56,8 @@ class Redteam:
 def redteam(options: RedteamOptions, progress: Progress) -> Redteam:
     """Accuse every innocent in every way, and hide derived models in every way; nothing but ``output`` is written.
 
-    Deterministic by the seed; models trained before are found again. Raises UsageError for data without labels or references that
-    cannot be divided.
+    Deterministic by the seed; what an earlier run completed, of the same files and options, is not done again. Raises UsageError
+    for data without labels, or references that cannot be divided.
     """
     asked = options.crafting
     if asked.references is None or asked.data is None:
@@ -77,7 +82,7 @@ def redteam(options: RedteamOptions, progress: Progress) -> Redteam:
         folder = options.output / "data"
         folder.mkdir(exist_ok=True)
         court = Court(bare, victim, data, references, divided(references, asked.seed), folder)
-        claims = tuple(accuse(court, innocents, asked.queries, progress))
+        claims = tuple(_claims(court, innocents, asked.queries, options.output / "claims", progress))
         bundle = _bundle(options, settled, progress)
         hidden = tuple(
             hide(
@@ -95,6 +100,28 @@ def redteam(options: RedteamOptions, progress: Progress) -> Redteam:
     digests = {"victim_sha256": victim.sha256, "data_sha256": data.sha256}
     facts = {**digests, "queries": asked.queries, **_facts(options, bundle, references, innocents)}
     return Redteam(facts, claims, hidden)
+
+
+def _claims(court: Court, innocents: Sequence[Path], queries: int, folder: Path, progress: Progress) -> list[Claim]:
+    """Every claim, in the order of the innocents; those that an earlier run completed are read, not made again."""
+    folder.mkdir(exist_ok=True)
+    pool = [court.victim.sha256, repr(court.victim.spec), court.data.sha256, *map(file_digest, court.references)]
+    asked = [VERSION, *pool, sorted(court.theirs), queries, court.options.seed, court.options.alpha]
+    files: dict[Path, Path] = {}
+    known: dict[Path, tuple[Claim, ...]] = {}
+    for innocent in innocents:
+        key = hashlib.sha256(canonical([*asked, innocent.name, file_digest(innocent)]).encode()).hexdigest()[:12]
+        files[innocent] = folder / f"{innocent.stem}-{key}.json"
+        if files[innocent].is_file():
+            value = parse(files[innocent].read_text(encoding="utf-8"), files[innocent].name)
+            known[innocent] = tuple(decode(Claim, claim, files[innocent].name) for claim in value)
+    missing = [innocent for innocent in innocents if innocent not in known]
+    for innocent, claims in accuse(court, missing, queries, progress) if missing else ():
+        temporary = files[innocent].with_suffix(".tmp")
+        temporary.write_text(canonical([dataclasses.asdict(claim) for claim in claims]), encoding="utf-8")
+        temporary.replace(files[innocent])
+        known[innocent] = tuple(claims)
+    return [claim for innocent in innocents for claim in known[innocent]]
 
 
 def _settled(asked: CraftOptions, victim: Victim) -> CraftOptions:
