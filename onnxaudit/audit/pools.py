@@ -13,7 +13,7 @@ from onnxaudit.audit.answering import probing
 from onnxaudit.audit.calibrating import model_files, screened
 from onnxaudit.audit.progress import Progress
 from onnxaudit.craft.data import Data
-from onnxaudit.craft.pools.pairs import agreements, train_pairs
+from onnxaudit.craft.pools.pairs import sound_pairs, train_pairs
 from onnxaudit.craft.pools.peers import has_gradients, open_peers
 from onnxaudit.craft.pools.references import CLOSE, choose, train_references
 from onnxaudit.craft.pools.siblings import train_siblings
@@ -148,6 +148,11 @@ def _require(options: CraftOptions, schemes: Sequence[Scheme], data: Data | None
                 f"{scheme.name} needs siblings, models by the victim's own recipe",
                 "Give --siblings DIR, or --train-siblings 19 --recipe module:function.",
             )
+        if scheme.sampler == PAIRED and not options.train_surrogates:
+            raise UsageError(
+                f"{scheme.name} trains its own surrogates, each with one that learned from a reference instead of the victim",
+                "Give --train-surrogates 12 instead of --surrogates.",
+            )
         if Need.REFERENCES in scheme.needs and not (options.references or options.reference_files or options.train_references):
             raise UsageError(
                 f"{scheme.name} needs references besides those that calibrate", "Give --references DIR, or --train-references 39."
@@ -185,17 +190,17 @@ def _pairs(
     folder, teachers = options.surrogate_folder / "pairs", [file for file, _ in making]
     count, seed = options.train_surrogates, options.seed
     trained = train_pairs(training, test, victim, teachers, count, seed, folder, jobs=options.jobs, progress=report)
-    one, two = agreements(trained)
-    progress.note(
-        f"{len(trained)} pairs: what was extracted from the victim agrees with it on {one:.1%} of the inputs, "
-        f"what was extracted from references on {two:.1%}"
-    )
+    sound = sound_pairs(trained)
+    if len(sound) < len(trained):
+        progress.note(f"{len(trained) - len(sound)} of {len(trained)} pairs hardly learned anything and were left out")
+    if len(sound) < FEWEST:
+        raise UsageError(f"{len(sound)} of {len(trained)} pairs learned enough", "Give more data, or leave contrast out.")
     return [
         (
             (pair.derived, f"trained by craft: {pair.task}"),
             (pair.other, f"trained by craft: {pair.task}, of {pair.teacher}"),
         )
-        for pair in trained
+        for pair in sound
     ]
 
 

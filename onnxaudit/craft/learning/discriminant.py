@@ -28,14 +28,26 @@ def separation(derived: Floats, others: Floats, deviations: Floats) -> Floats:
     return np.asarray((derived.mean(axis=0) - others.mean(axis=0)) / np.sqrt(variance + EVEN * variance.mean() + 1e-12))
 
 
-def weights(derived: Floats, others: Floats, deviations: Floats) -> Floats:
+def weights(derived: Floats, others: Floats, deviations: Floats, ignorant: float) -> Floats:
     """w = (S + D)^-1 (m_derived - m_others) (Fisher 1936), S the covariance within groups, D its diagonal and mean, (n,).
 
-    S has no more ranks than there are models, so it is inverted in as many dimensions (Woodbury). A direction in which models
-    of one kind differ among themselves, such as that of their architecture, gets little weight.
+    A direction in which models of one kind differ among themselves, such as that of their architecture, gets little weight.
+    ignorant: what a model that knows nothing scores on every query. It must not look derived by that: where it would score more
+    than ``others`` do on average, w is moved as little as it takes for it to score as much.
     """
+    centre = others.mean(axis=0)
     variance = np.square(deviations).sum(axis=0)
     diagonal = RIDGE * (variance + max(float(variance.mean()), 1e-6))
-    shift = (derived.mean(axis=0) - others.mean(axis=0)) / diagonal
+    found = _solved(derived.mean(axis=0) - centre, deviations, diagonal)
+    lost = ignorant - centre
+    if (excess := float(found @ lost)) > 0:
+        direction = _solved(lost, deviations, diagonal)
+        found = found - direction * excess / float(direction @ lost)
+    return found
+
+
+def _solved(right: Floats, deviations: Floats, diagonal: Floats) -> Floats:
+    """(S + D)^-1 of a vector; S has no more ranks than there are models, so it takes as many dimensions (Woodbury)."""
+    part = right / diagonal
     inner = np.eye(len(deviations)) + (deviations / diagonal) @ deviations.T
-    return np.asarray(shift - (deviations.T @ np.linalg.solve(inner, deviations @ shift)) / diagonal)
+    return np.asarray(part - (deviations.T @ np.linalg.solve(inner, deviations @ part)) / diagonal)

@@ -35,6 +35,8 @@ LEAST = 1e-6
 """Smaller probabilities count as this one when a reference gives no logits."""
 CLOSE = 0.03
 """Rows of probabilities sum to one, with the slack that an 8-bit softmax needs."""
+SANE = 0.8
+"""Of the agreement of the best pair; a pair below this did not learn what it was taught."""
 ROOM = 1 << 30
 """Bytes of inputs with their mixtures; where the inputs are large there are fewer mixtures."""
 
@@ -151,11 +153,11 @@ def _pair(data: Data, inputs: int, victim: Victim, teacher: Path, seed: int, ind
     )
 
 
-def agreements(pairs: Sequence[TrainedPair]) -> tuple[float, float]:
-    """Mean agreement with the victim on inputs kept from training, of networks extracted from it, and of the others."""
-    found = [[_agreement(file) for file in (pair.derived, pair.other)] for pair in pairs]
-    derived, other = np.mean(found, axis=0)
-    return float(derived), float(other)
+def sound_pairs(pairs: Sequence[TrainedPair]) -> list[TrainedPair]:
+    """Those of which both agree with the victim nearly as often as the best do; what learned nothing teaches nothing."""
+    found = [min(_agreement(file) for file in (pair.derived, pair.other)) for pair in pairs]
+    least = SANE * max(found, default=0.0)
+    return [pair for pair, agreement in zip(pairs, found, strict=True) if agreement >= least]
 
 
 def _agreement(file: Path) -> float:

@@ -10,22 +10,25 @@ from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
 from onnxaudit.craft.learning.discriminant import separation, weights, within
-from onnxaudit.craft.pools.peers import needed_references, needed_surrogates
+from onnxaudit.craft.pools.peers import needed_references
 from onnxaudit.craft.sample import Material, Peer, Sample
 from onnxaudit.craft.samplers.adversarial import sample_adversarial
 from onnxaudit.craft.samplers.cutmix import cutmix
-from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.schemes.contrast import Floats, margins
 from onnxaudit.suspect import Queries
 
 FEWEST = 2
-"""Models of either kind; from one nothing can be learned about the kind."""
+"""Pairs, and references; from one of a kind nothing can be learned about the kind."""
 HALVINGS = 8
 """Of the line between two inputs, to find where the victim's label changes."""
 RADII = (0.02, 0.05, 0.1)
 SHARES = (("cutmix", 0.5), ("blend", 0.1), ("between", 0.15), ("adversarial", 0.1))
 """Parts of the candidates; natural inputs are the rest. Points between vectors take the part of what only images have."""
+POOR = 0.75
+"""Models held out that are told apart less often than this say that there is little to tell them by."""
+IGNORANT = -0.6
+"""The mean margin of a model whose probabilities are drawn at random."""
 PRIOR = 1.0
 """Pseudo-counts of each answer, the victim's label or another: Laplace's rule."""
 
@@ -45,41 +48,61 @@ def sample_contrast(
     adversarial examples; at least four times n. Each is ranked by the difference between the two kinds' mean margins over its
     shrunk standard deviation. share: at most so many times n / classes queries of one label of the victim.
 
-    The kinds are the material's pairs; without any, its surrogates and its references. What the references, and siblings where
-    there are any, differ in among themselves counts as noise.
-    Columns: ``schemes.contrast.COLUMNS``. Raises UsageError without data, or with fewer than two models of a kind.
+    The kinds are the two sides of the material's pairs. Surrogates and references as such would not do: they differ in more than
+    whom they learned from, and an innocent that is hardened as a surrogate was would look derived. What references, and siblings
+    where there are any, differ in among themselves counts as noise. Columns: ``schemes.contrast.COLUMNS``. Raises UsageError
+    without data, or with fewer than two pairs or references.
     """
     kinds = _kinds(material)
     pool = _candidates(material, max(candidates, 4 * n), rng)
     said = material.victim.answer(pool).argmax(1).astype(np.int64)
+    most = max(1, int(np.ceil(share * n / material.victim.num_classes)))
     squashed = [_asked(models, pool, said)[1] for models in kinds]
-    score = np.abs(separation(squashed[0], squashed[1], within(squashed)))
-    rows = _best(score, said, n, share, material.victim)
+    rows, _ = _chosen(squashed, said, n, most)
     progress(len(rows))
     # margins are relative to the other queries that a model is asked, so they are worked out anew for those that are kept
     columns = _columns(said[rows], *zip(*(_asked(models, pool[rows], said[rows]) for models in kinds), strict=True))
-    settled = {"derived": len(kinds[0]), "others": len(kinds[1]), "paired": bool(material.pairs)}
-    notes = () if material.pairs else ("no pairs were trained: surrogates are compared with references, which differ in more",)
+    told = _told_apart(squashed, said, n, most)
+    notes: tuple[str, ...] = (f"models of the two kinds that were held out are told apart in {told:.0%} of cases",)
+    if told < POOR:
+        notes += ("that is little: more data, or more and better surrogates, would help",)
+    settled = {"pairs": len(material.pairs), "told_apart": round(told, 3)}
     return Sample(pool[rows], notes, settled, columns)
 
 
+def _chosen(squashed: Sequence[Floats], said: NDArray[np.int64], n: int, most: int) -> tuple[NDArray[np.int64], Floats]:
+    """The candidates that tell kinds apart best, by their margins (models, candidates), and the covariance's root."""
+    deviations = within(squashed)
+    return _best(np.abs(separation(squashed[0], squashed[1], deviations)), said, n, most), deviations
+
+
+def _told_apart(squashed: Sequence[Floats], said: NDArray[np.int64], n: int, most: int) -> float:
+    """How often a model extracted from the victim scores above one that was not, if neither chose the queries or the weights.
+
+    Both of a pair are held out at a time.
+    """
+    derived, others, *more = squashed
+    told = 0.0
+    for held in range(len(derived)):
+        kept = [*(np.delete(side, held, axis=0) for side in (derived, others)), *more]
+        rows, deviations = _chosen(kept, said, n, most)
+        weight = weights(kept[0][:, rows], kept[1][:, rows], deviations[:, rows], IGNORANT)
+        told += float(weight @ derived[held, rows] > weight @ others[held, rows])
+    return told / len(derived)
+
+
 def _kinds(material: Material) -> list[Sequence[Peer]]:
-    """Models extracted from the victim, the others, and more that differ in what says nothing of the victim, if there are any.
+    """Models extracted from the victim, the same extracted from references, and models that show what innocents differ in.
 
     Siblings are among the last: what they share with the victim is its recipe, and no sign of derivation.
     """
-    references = (*needed_references(material), *material.siblings)
-    if material.pairs:
-        derived, others = zip(*material.pairs, strict=True)
-        kinds: list[Sequence[Peer]] = [derived, others, references]
-    else:
-        kinds = [tuple(needed_surrogates(material)), references]
-    if min(map(len, kinds)) < FEWEST:
+    others = (*needed_references(material), *material.siblings)
+    if min(len(material.pairs), len(others)) < FEWEST:
         raise UsageError(
-            f"{len(kinds[0])} derived and {len(kinds[1])} other models are too few to tell kinds apart",
-            "Give more, or --train-surrogates 12.",
+            f"{len(material.pairs)} pairs and {len(others)} references are too few to tell kinds apart",
+            "Give --train-surrogates 12 and more references: contrast trains its own surrogates, each with its counterpart.",
         )
-    return kinds
+    return [*zip(*material.pairs, strict=True), others]
 
 
 def _asked(models: Sequence[Peer], queries: Queries, said: NDArray[np.int64]) -> tuple[Floats, Floats]:
@@ -97,17 +120,16 @@ def _columns(said: NDArray[np.int64], matches: Sequence[Floats], squashed: Seque
     return {
         "said": said,
         "share": (matches[1].sum(axis=0) + PRIOR) / (len(matches[1]) + 2 * PRIOR),
-        "share_weight": weights(matches[0], matches[1], within(matches)),
+        "share_weight": weights(matches[0], matches[1], within(matches), 0.0),
         "margin": squashed[1].mean(axis=0),
-        "margin_weight": weights(squashed[0], squashed[1], deviations),
+        "margin_weight": weights(squashed[0], squashed[1], deviations, IGNORANT),
         "margin_spread": np.square(deviations).sum(axis=0),
     }
 
 
-def _best(score: Floats, said: NDArray[np.int64], n: int, share: float, victim: Victim) -> NDArray[np.int64]:
-    """Rows with the largest scores, best first, with no more of one label than its share while there are enough others."""
+def _best(score: Floats, said: NDArray[np.int64], n: int, most: int) -> NDArray[np.int64]:
+    """Rows with the largest scores, best first, with no more than ``most`` of one label while there are enough others."""
     order = np.argsort(-score, kind="stable")
-    most = max(1, int(np.ceil(share * n / victim.num_classes)))
     place = np.zeros(len(order), np.int64)
     for label in np.unique(said):
         mine = np.flatnonzero(said[order] == label)
