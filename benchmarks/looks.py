@@ -37,7 +37,7 @@ def answered(zoo: Path, bundle: QueryBundle) -> Iterator[tuple[str, str, Suspect
     for entry in load_zoo(zoo):
         if entry.kind == "reference" or entry.labels or entry.deployed:
             continue
-        target = Target(str(zoo.parent / entry.file), spec, classes, "cpu", options={"threads": 1})
+        target = Target(entry.file, spec, classes, "cpu", options={"threads": 1})
         with open_suspect(target) as suspect:
             yield entry.kind, entry.task, suspect.card, interview(suspect, bundle.queries).answers
 

@@ -7,7 +7,7 @@ siblings/: models by the recipe of the zoo's victim, none of them in the zoo. Fo
 and each number of queries (with the most siblings), a bundle of ``line-up`` and ``line-up-cos`` is crafted with the zoo's
 references. Every model of the zoo that is not behind a server, and has the victim's label set, is judged with scores and with
 labels. Prints for each kind of model AUC against the independent ones, the share that is called derived, and the share at the
-same alpha by rank alone, without tolerance; of independent models and honest twins, the shares that are accused.
+same alpha by rank among the references alone; of independent models and honest twins, the shares that are accused.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     counts, budgets = parse_counts(given.counts, "--counts"), parse_counts(given.queries, "--queries")
-    zoo = [(given.zoo.parent / entry.file, entry) for entry in load_zoo(given.zoo)]
+    zoo = [(Path(entry.file), entry) for entry in load_zoo(given.zoo)]
     references = [file for file, entry in zoo if entry.kind == "reference"]
     judged = [(file, entry) for file, entry in zoo if entry.kind != "reference" and not entry.labels and not entry.deployed]
     rows: list[dict[str, Any]] = []

@@ -22,7 +22,8 @@ def alone(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another output.") from None
     try:
-        if not _locked(descriptor):
+        # another process may have removed the file between opening and locking: then this lock is on nothing
+        if not _locked(descriptor) or not path.exists() or path.stat().st_ino != os.fstat(descriptor).st_ino:
             raise UsageError(f"another process is at work on this output ({path})", "Wait for it, or give another output.")
         try:
             yield

@@ -131,3 +131,6 @@ def test_with_too_few_references_nothing_is_futile() -> None:
     standings = order_of_entry([Glance(statistics)] * 2, final=False)
     assert not futile(standings, 9, 0.05)
     assert not futile(standings[:1], 9, 0.2)
+    hopeless = order_of_entry([Glance(-statistics)] * 2, final=False)
+    assert futile(hopeless, 9, 0.2)
+    assert not futile(hopeless, 9, 0.05)

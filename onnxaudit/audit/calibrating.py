@@ -164,6 +164,8 @@ def calibrate(bundle: QueryBundle, sources: Sequence[str], role: str, progress: 
     """The bundle with the given models added. Raises UsageError for one that cannot serve, naming it."""
     spec, classes = bundle.manifest.input, bundle.manifest.victim.num_classes
     targets = [(Target(source, spec, classes, device), "added by calibrate") for source in sources]
+    if role == "sibling":  # what is added was not in the draw
+        bundle = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, drawn=None))
     return preregistered(add_models(bundle, targets, role, progress, strict=True))
 
 

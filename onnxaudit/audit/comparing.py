@@ -85,7 +85,9 @@ def compare(
     cut = [*pool.cut(access, width), suspect.degrade(access, width)]
     covariate = _covariate(bundle, pool, suspect)
     schemes = tuple(
-        _inside(bundle, entry, key, _seen(bundle, len(references), inside), covariate)
+        dataclasses.replace(
+            _inside(bundle, entry, key, _seen(bundle, len(references), inside), covariate), counted=not pool.siblings
+        )
         if (key := insight_key(entry))
         else _scheme(bundle, entry, cut, suspect.answered, covariate, pool, width, fewest)
         for entry in bundle.manifest.schemes

@@ -53,13 +53,10 @@ def conditions_of(
     if looks > 1:
         said.append(f"answers were judged {looks} times as they came in: p is multiplied by {looks}")
     if seen is not None and seen.futile:
-        last = seen.standings[-1]
-        why = (
-            f"{last.ahead} references came first, so p can no longer fall to alpha"
-            if last.best > level
-            else f"{last.closer} references are as close to the victim as the suspect, and more queries would hardly change that"
+        said.append(
+            f"asking ended after {seen.queries[-1]} queries of the schemes: models that are known to be independent are as close "
+            "to the victim, and more queries would hardly change that; p is given as 1"
         )
-        said.append(f"asking ended after {seen.queries[-1]} queries of the schemes: {why}; p is given as 1")
     if controls.confused:
         said.append(
             f"the suspect gets nearly all easy controls of {controls.confused} wrong: a weak model, or another label order"
@@ -68,17 +65,17 @@ def conditions_of(
         said.append("too few control queries to tell a mis-wired suspect from an independent one")
     if answers.scores is None and any(scheme.representation == "correlation" for scheme in bundle.manifest.schemes):
         said.append("label-only answers: correlations are computed on smooth labels, which costs power")
-    return [*said, *_kinship(line_up)]
+    return [*said, *_kinship(line_up, bundle.manifest.drawn)]
 
 
-def _kinship(line_up: LineUp | None) -> list[str]:
+def _kinship(line_up: LineUp | None, drawn: int | None) -> list[str]:
     """What is assumed of siblings."""
     if line_up is None:
         return []
     count = len(line_up.siblings)
     said = [f"no sibling ever left the house: the {count} models by the victim's recipe are known to the owner alone"]
     if line_up.drawn:
-        return [f"the victim was drawn by lot among {count + 1} models by one recipe", *said]
+        return [f"the victim was drawn by lot (seed {drawn}) among its siblings; {count} of them are in the bundle", *said]
     odd = "an outlier among its siblings" if line_up.typical <= OUTLIER else "no outlier among its siblings"
     approximate = "the victim was not drawn by lot among its siblings, so the line-up is approximate"
     return [f"{approximate}; it is {odd} (p = {line_up.typical:.2g})", *said]

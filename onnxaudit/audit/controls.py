@@ -100,10 +100,11 @@ def weak_references(bundle: QueryBundle) -> bool:
 
 
 def stronger(controls: Controls) -> bool:
-    """Whether the suspect is more accurate than nearly all references."""
+    """Whether the suspect is more accurate than nearly all references; where most of them get as many right, it is not."""
     if controls.accuracy is None or not controls.reference_accuracy or controls.answered < FEWEST_CONTROLS:
         return False
-    return controls.accuracy >= _quantile(controls.reference_accuracy, 0.95)
+    found = controls.reference_accuracy
+    return _quantile(found, 0.5) < controls.accuracy >= _quantile(found, 0.95)
 
 
 def _quantile(values: Sequence[float], share: float) -> float:

@@ -140,6 +140,9 @@ def _doubts(bundle: QueryBundle, options: CraftOptions) -> Iterator[str]:
     needed = math.ceil(1 / options.alpha - 1e-9) - 1
     if 0 < len(references) < needed:
         yield f"{len(references)} references calibrate; alpha {options.alpha:g} needs {needed}, or check shows nothing"
+    siblings = len(bundle.manifest.of_role("sibling"))
+    if 0 < siblings < needed:
+        yield f"{siblings} siblings: with {needed} a suspect could be ranked among them at alpha {options.alpha:g}"
     for entry in bundle.manifest.schemes:
         count = entry.rows[1] - entry.rows[0]
         if count < FEWEST_QUERIES:

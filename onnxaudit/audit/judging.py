@@ -13,7 +13,7 @@ from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.comparing import Comparison, compare
 from onnxaudit.audit.conditions import conditions_of
-from onnxaudit.audit.controls import controls_of, easy_controls, references_of, stronger, weak_references
+from onnxaudit.audit.controls import controls_of, references_of, stronger, weak_references
 from onnxaudit.audit.insights import Insights, askable
 from onnxaudit.audit.looking import Schedule, Seen, schedule, walk
 from onnxaudit.audit.once import once
@@ -25,6 +25,8 @@ from onnxaudit.evidence.siblings import e_value, line_up_p, typical
 from onnxaudit.report.model import DERIVED, INCONCLUSIVE, NOT_SHOWN, Controls, LineUp, Look, ReferenceScore, Report, SchemeResult
 from onnxaudit.suspect import SuspectCard
 
+ALIKE = ("disagreement", "uniform", "noise", "cutmix")
+"""Samplers whose queries would be the same if a sibling were the victim."""
 FEWEST_AT_LOOKS = 3
 """Queries that a scheme needs at a planned look."""
 
@@ -62,16 +64,20 @@ def judge(
         if siblings:
             p = max(p, 1.0 if comparison.twins is None else p_value(comparison.twins))
         p = min(1.0, looks * p)
+    if p is not None and not siblings and comparison.twins is not None:
+        # too few siblings for alpha: none of them may be as close all the same
+        among = p_value(comparison.twins)
+        p = p if among <= p_floor(len(comparison.twins) - 1) + 1e-12 else max(p, among)
     floor = min(1.0, looks * max(p_floor(len(references)), p_floor(siblings) if siblings else 0.0))
     complete = bool(answers.answered[once(askable, bundle)].all()) if planned is None else seen is not None and seen.decided
-    reasons = _doubts(floor, len(references), level, comparison, controls, answers, stable=stable, complete=complete)
+    reasons = _doubts(floor, len(references), siblings, level, comparison, controls, answers, stable=stable, complete=complete)
     finding = INCONCLUSIVE
     if p is not None and not reasons:
         finding = DERIVED if p <= level else NOT_SHOWN
     if not reasons and finding != DERIVED and not complete:
         reasons.append("the budget was spent before all queries were asked, and what was asked does not show derivation")
         finding = INCONCLUSIVE
-    line_up = _line_up(bundle, comparison)
+    line_up = _line_up(bundle, comparison, early=seen is not None and not _is_whole(seen))
     return Report(
         finding=finding,
         p_value=p,
@@ -124,7 +130,7 @@ def look_through(
 
     def doubtful(cut: Answers, comparison: Comparison) -> bool:
         controls, floor = controls_of(bundle, cut), p_floor(len(references))
-        return bool(_doubts(floor, len(references), level, comparison, controls, cut, stable=True, complete=True))
+        return bool(_doubts(floor, len(references), siblings, level, comparison, controls, cut, stable=True, complete=True))
 
     return walk(
         planned_order(bundle, planned),
@@ -154,8 +160,9 @@ def _tolerance(*, weak: bool, siblings: int) -> float:
 
 
 def planned_order(bundle: QueryBundle, planned: Sequence[int]) -> Schedule:
-    """In which order a suspect is asked, and after which rows its answers are looked at."""
-    return schedule(bundle, planned, once(easy_controls, bundle))
+    """In which order a suspect is asked, and after which rows its answers are looked at; the same whatever the references are."""
+    begin, end = bundle.manifest.controls
+    return schedule(bundle, planned, bundle.answers["victim"].labels[begin:end] == bundle.control_labels)
 
 
 def _looks(seen: Seen | None) -> tuple[Look, ...]:
@@ -163,7 +170,7 @@ def _looks(seen: Seen | None) -> tuple[Look, ...]:
         return ()
     standings = dict(zip(seen.judged, seen.standings, strict=False))
     return tuple(
-        Look(queries, score, standings[i].closer if i in standings else None, standings[i].p if i in standings else None)
+        Look(queries, score, standings[i].closer if i in standings else None, seen.p if i == len(seen.queries) - 1 else None)
         for i, (queries, score) in enumerate(zip(seen.queries, seen.scores, strict=True))
     )
 
@@ -175,18 +182,28 @@ def _margin(comparison: Comparison, tolerance: float) -> float | None:
     return tolerance * spread_of(comparison.statistics[:-1], comparison.unrelated)
 
 
-def _line_up(bundle: QueryBundle, comparison: Comparison) -> LineUp | None:
-    """The line-up on the queries that were chosen for it, else on those of the first scheme that compares with siblings."""
+def _is_whole(seen: Seen) -> bool:
+    """Whether the last planned look is the one that is reported."""
+    return seen.standings[-1].p is not None and seen.final
+
+
+def _line_up(bundle: QueryBundle, comparison: Comparison, *, early: bool) -> LineUp | None:
+    """The line-up on the queries that were chosen for it, else on those of the first scheme that compares with siblings.
+
+    Its p and e are 1 where they would not hold: when a look ended asking because the victim was close, and on queries that were
+    made from the victim.
+    """
     known = zip(bundle.manifest.schemes, comparison.schemes, strict=True)
-    found = [(entry.sampler != "disagreement", scheme.line_up) for entry, scheme in known if scheme.line_up is not None]
+    found = [(entry.sampler != "disagreement", scheme.line_up, entry) for entry, scheme in known if scheme.line_up is not None]
     if not found:
         return None
-    lined_up = min(found, key=lambda pair: pair[0])[1]
+    _, lined_up, entry = min(found, key=lambda part: part[0])
+    holds = not early and entry.sampler in ALIKE
     return LineUp(
         lined_up.victim,
         lined_up.siblings,
-        line_up_p(lined_up.victim, lined_up.siblings),
-        e_value(lined_up.victim, lined_up.siblings),
+        line_up_p(lined_up.victim, lined_up.siblings) if holds else 1.0,
+        e_value(lined_up.victim, lined_up.siblings) if holds else 1.0,
         bundle.manifest.drawn is not None,
         typical(lined_up.centrality),
         1.0 if comparison.twins is None else p_value(comparison.twins),
@@ -223,6 +240,7 @@ def _suspect_facts(card: SuspectCard, answers: Answers) -> Mapping[str, Any]:
 def _doubts(
     floor: float,
     references: int,
+    siblings: int,
     alpha: float,
     comparison: Comparison,
     controls: Controls,
@@ -234,9 +252,10 @@ def _doubts(
     """Everything that forbids a finding, in words."""
     found = []
     if floor > alpha + 1e-12:
-        looks = round(floor * (references + 1))
+        short = siblings if 0 < siblings < references else references
+        looks = round(floor * (short + 1))
         needed = int(np.ceil(looks / alpha - 1e-9)) - 1
-        has = f"{references} references" if references else "no references"
+        has = f"{short} {'siblings' if short != references else 'references'}" if short else "no references"
         said = f" after {looks} looks" if looks > 1 else ""
         found.append(f"{has}{said}: p cannot fall below {floor:.3g}, alpha {alpha:g} needs at least {needed}")
     if comparison.statistics is None:

@@ -18,7 +18,7 @@ from onnxaudit.evidence.sequential import Glance, Standing, futile, order_of_ent
 TOGETHER = {"pair", "group", "view"}
 """Columns whose equal neighbours are worth little when asked alone."""
 FIRST_CONTROLS = 12
-"""Easy controls before the first look: with fewer than ten the finding is inconclusive."""
+"""Controls before the first look."""
 Compare = Callable[[Answers], Comparison]
 
 
@@ -40,7 +40,7 @@ class Seen:
 
     standings: after each look in ``judged``, by number: where a scheme could run, up to where p was known. among: the same
     among the siblings in turn, where that counts, else None. decided: asking on cannot change the finding, or is not worth it;
-    futile: the latter.
+    futile: the latter. final: all was asked.
     """
 
     answers: Answers
@@ -52,6 +52,7 @@ class Seen:
     among: tuple[Standing, ...] | None
     decided: bool
     futile: bool
+    final: bool = False
 
     @property
     def p(self) -> float | None:
@@ -90,7 +91,7 @@ def schedule(bundle: QueryBundle, looks: Sequence[int], easy: NDArray[np.bool_])
     """Looks after so many queries of the schemes, and at the end.
 
     Every scheme's queries come in the random order of ``asking_order``, and at every look in proportion to how many it has. At
-    least as many controls come with them, the easy ones first. easy: which controls are, (c,).
+    least as many controls come with them, the easy ones first. easy: which controls the victim gets right, (c,).
     """
     order = asking_order(bundle)
     begin, end = bundle.manifest.controls
@@ -155,7 +156,7 @@ def walk(
         decided = last or clear or hopeless
         queries = plan.queries[: len(seen)]
         kin = None if among is None else tuple(among)
-        found = Seen(cut, comparison, queries, scores, judged, tuple(standings), kin, decided, hopeless and not last)
+        found = Seen(cut, comparison, queries, scores, judged, tuple(standings), kin, decided, hopeless and not last, last)
         if decided:
             break
     return found
@@ -169,9 +170,8 @@ def _among(seen: Sequence[Comparison], *, final: bool) -> list[Standing]:
 
 def _looks(plan: Schedule, answers: Answers) -> Iterator[tuple[Answers, int, bool]]:
     """The answers cut to what had been asked at each look, while they reach so far; how many that are; whether it is the last."""
-    # a query that got no answer leaves a gap, but those after it were asked: up to the last answered one all were
-    answered = np.flatnonzero(answers.answered[plan.order])
-    reached = int(answered[-1]) + 1 if len(answered) else 0
+    missing = np.flatnonzero(~answers.answered[plan.order])
+    reached = int(missing[0]) if len(missing) else len(plan.order)
     for number, stop in enumerate(plan.stops):
         if stop > reached:
             return

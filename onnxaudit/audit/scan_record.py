@@ -182,7 +182,7 @@ def _weigh(line: Line, ranks: dict[bytes, list[float]], draws: dict[bytes, dict[
     suspect = _suspect_of(line)
     doubtful = line["scan"]["alone"]["finding"] == INCONCLUSIVE
     ranks.setdefault(suspect, []).append(0.0 if doubtful else rank_e(line["p_value"], line["p_floor"]))
-    if (line_up := line.get("line_up")) and line_up["drawn"]:
+    if (line_up := line.get("line_up")) and line_up["drawn"] and not doubtful:
         draws.setdefault(suspect, {})[line["bundle"]["id"]] = line_up["e_value"]
 
 

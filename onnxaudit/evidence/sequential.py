@@ -80,8 +80,9 @@ def futile(standings: Sequence[Standing], references: int, alpha: float) -> bool
     recent = standings[-2:]
     if recent[-1].p is not None:
         return recent[-1].p > alpha + 1e-12
-    spent = recent[-1].best > alpha + 1e-12 >= 1 / (references + 1)
-    return spent or (len(recent) == 2 and all(2 * look.closer >= references for look in recent))
+    if 1 / (references + 1) > alpha + 1e-12:
+        return False
+    return recent[-1].best > alpha + 1e-12 or (len(recent) == 2 and all(2 * look.closer >= references for look in recent))
 
 
 def _leader(statistics: Floats, schemes: float) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import re
 import sys
@@ -25,14 +26,15 @@ def train_siblings(
     """TorchScript files of ``recipe(1)`` to ``recipe(count)``, which take what the victim takes.
 
     recipe: "module:function" in the user's own code; the function gets a seed, and returns the trained module. What is in the
-    folder from the same recipe and victim is not trained again. jobs: processes; None: one, for the user's code may take a
+    folder from the same file of code and victim is not trained again. jobs: processes; None: one, for the user's code may take a
     whole GPU. Raises UsageError where the recipe cannot be imported, fails, or makes a model of another task.
     """
     from joblib import Parallel, delayed
 
     folder.mkdir(parents=True, exist_ok=True)
-    _imported(recipe)  # what is wrong with it is said before anything is trained
-    key = hashlib.sha256(json.dumps([recipe, victim.sha256]).encode()).hexdigest()[:12]
+    code = inspect.getsourcefile(_imported(recipe))  # what is wrong with it is said before anything is trained
+    source = hashlib.sha256(Path(code).read_bytes() if code else b"").hexdigest()
+    key = hashlib.sha256(json.dumps([recipe, source, victim.sha256]).encode()).hexdigest()[:12]
     files = [folder / f"sibling-{seed:04d}-{key}.pt" for seed in range(1, count + 1)]
     missing = [number for number, file in enumerate(files) if not file.exists()]
     progress(count - len(missing))

@@ -22,7 +22,7 @@ MIXED, EDGES = 12, 2
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """The victim and its siblings, in an order that says nothing about which is the victim."""
+    """The victim and its siblings; nothing depends on their order."""
 
     members: Sequence[Callable[[Queries], NDArray[np.float32]]]
 
@@ -62,10 +62,15 @@ def sample_disagreement(material: Material, n: int, rng: np.random.Generator, pr
 
 
 def _dividing(family: _Family, candidates: Queries, n: int) -> Queries:
-    """The n candidates, or fewer, on which the family disagrees most."""
-    information = entropy(family.labels(candidates))
+    """The n candidates, or fewer, on which the family disagrees most.
+
+    At least two of them must differ from the others: where one alone does, it is that one's input, and the suspect's own are
+    never chosen.
+    """
+    labels = family.labels(candidates)
+    information, agreeing = entropy(labels), (labels[None] == labels[:, None]).sum(axis=1).max(axis=0)
     order = np.argsort(-information, kind="stable")
-    chosen: Queries = candidates[order[information[order] > 0][:n]]
+    chosen: Queries = candidates[order[agreeing[order] <= len(labels) - 2][:n]]
     return chosen
 
 
