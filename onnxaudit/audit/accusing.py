@@ -153,6 +153,7 @@ def accuse(court: Court, innocents: Sequence[Path], queries: int, progress: Prog
             claims.append(trial.claim(attack, found, again[STRONG], reproduced=same))
         for attack, found, data in trial.chosen(queries):
             claims.append(trial.claim(attack, found, natural, reproduced=reproduces(court, found, data, queries)))
+            data.unlink()  # it is nearly as large as all of the data
         yield innocent, claims
         report(number + 1)
 
