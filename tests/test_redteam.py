@@ -79,9 +79,8 @@ def blind(shipped_court: Court) -> QueryBundle:
 
 
 def _options(victim: Path, data: Path) -> CraftOptions:
-    spec = InputSpec(SHAPE)
-    settled = {"scale": spec.scale, "layout": spec.layout}
-    return CraftOptions(victim=victim, data=data, device="cpu", mean=(), std=(), seed=3, jobs=1, **settled)
+    given = CraftOptions(victim=victim, data=data, device="cpu", seed=3, jobs=1)
+    return dataclasses.replace(given, scale=SPEC.scale, layout=SPEC.layout, mean=(), std=())
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +96,10 @@ def linear(tmp_path_factory: pytest.TempPathFactory) -> Court:
         weights: np.ndarray[Any, np.dtype[np.float32]] = (10 * solved).astype(np.float32)
         return weights
 
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10, bias=False))
+    dense = torch.nn.Linear(784, 10, bias=False)
     with torch.no_grad():
-        network[1].weight.copy_(torch.from_numpy(fitted(0).T.copy()))
+        dense.weight.copy_(torch.from_numpy(fitted(0).T.copy()))
+    network = torch.nn.Sequential(torch.nn.Flatten(), dense)
     torch.jit.save(torch.jit.trace(network.eval(), torch.zeros(2, 1, 28, 28)), str(folder / "victim.pt"))
     (folder / "references").mkdir()
     references = [save_linear(folder / "references" / f"{seed:02}.onnx", weights=fitted(seed)) for seed in range(1, 13)]
