@@ -261,7 +261,7 @@ class Trial:
         if not self._enough(CHOSEN_DATA, len(shared)):
             return
         mine = peers_of([(file, "") for file in self._accusers()], court.victim, court.options.device)
-        fooled = (labels_of(mine, cast("Queries", data.x[shared])) == own[shared]).mean(axis=0)
+        fooled = (labels_of(mine, data.x[shared]) == own[shared]).mean(axis=0)
         rarest = shared[np.argsort(fooled, kind="stable")[: max(queries // 2, FEWEST)]]
         for attack, errors in ((CHOSEN_DATA, shared), (DATA_AGAINST_REFERENCES, rarest)):
             rows = np.sort(np.concatenate([right, errors]))
