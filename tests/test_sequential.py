@@ -108,8 +108,8 @@ def test_the_order_of_entry_is_an_order_of_all_models(data: st.DataObject) -> No
     st.booleans(),
 )
 def test_a_tolerance_only_raises_p(table: Floats, tolerance: float, final: bool) -> None:
-    plain = order_of_entry(glances(table), final=final)[-1].p
-    with_tolerance = order_of_entry(glances(table), final=final, tolerance=tolerance)[-1].p
+    plain = order_of_entry(glances(list(table)), final=final)[-1].p
+    with_tolerance = order_of_entry(glances(list(table)), final=final, tolerance=tolerance)[-1].p
     assert (1.0 if with_tolerance is None else with_tolerance) >= (1.0 if plain is None else plain)
 
 
