@@ -30,7 +30,7 @@ PAIRS = [
     (name, detector)
     for name, representation in REPRESENTATIONS.items()
     for detector, by in DETECTORS.items()
-    if not (by.trainer or representation.inside)
+    if not (by.trainer or by.victim_only or representation.inside)
     and representation.kind in by.kinds
     and (not by.representations or name in by.representations)
 ]
@@ -204,10 +204,12 @@ def test_representing_and_comparing_loads_numpy_alone() -> None:
 import sys
 import numpy as np
 from onnxaudit.answers import Access, Answers
+from onnxaudit.schemes.contrast import COLUMNS
 from onnxaudit.schemes.detectors import DETECTORS
 from onnxaudit.schemes.representations import REPRESENTATIONS
 n = np.arange(12)
 columns = {"truth": n % 6, "pair": n // 2, "group": n // 4, "view": n // 6, "mask": np.eye(12, 3, dtype=np.uint8)}
+columns |= {"said": n % 6} | {name: np.full(12, 0.5) for name in COLUMNS if name != "said"}
 for access in Access:
     answers = Answers.from_scores(np.eye(12, 6, dtype=np.float32), Access.LOGITS).degrade(access, 3)
     for name, representation in REPRESENTATIONS.items():

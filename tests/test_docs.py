@@ -210,9 +210,11 @@ def test_readme_shows_what_the_demo_finds(crafted: QueryBundle) -> None:
     demo = _demo()
     local = [(words, file, dict(zip(more[::2], more[1::2], strict=True)).get("--access")) for words, file, more in demo.SUSPECTS]
     served = [(words, file, "label" if labels_only else None) for words, file, labels_only in demo.SERVED]
-    for words, file, access in [*local, *served]:
+    looks = crafted.manifest.looks  # over HTTP answers are judged as they come in
+    for words, file, access, planned in [*((*row, None) for row in local), *((*row, looks) for row in served)]:
         source = str(ROOT / "fixtures/zoo/suspects" / file)
-        report = run_check(crafted, source, access, CheckOptions(device="cpu"), {}, {}, Silent(), time.perf_counter())
+        options = CheckOptions(device="cpu", looks=planned)
+        report = run_check(crafted, source, access, options, {}, {}, Silent(), time.perf_counter())
         line = f"  {words:36} {report.finding:13} p = {report.p_value:.3f}  {report.suspect['access']:7}"
         assert line in readme, f"README.md does not have: {line}"
 

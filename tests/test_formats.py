@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,11 @@ def export(module: nn.Module, path: Path, batch: int = 1, *, dynamic: bool = Tru
     """An ONNX file of a module that takes (n, 1, 28, 28) in [0, 1]."""
     axes = {"input": {0: "n"}, "output": {0: "n"}} if dynamic else None
     example = torch.zeros(batch, 1, 28, 28)
-    torch.onnx.export(
-        module, (example,), str(path), input_names=["input"], output_names=["output"], dynamic_axes=axes, dynamo=False
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the older exporter, wherever it says it comes from
+        torch.onnx.export(
+            module, (example,), str(path), input_names=["input"], output_names=["output"], dynamic_axes=axes, dynamo=False
+        )
     return path
 
 
