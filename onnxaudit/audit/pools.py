@@ -13,7 +13,7 @@ from onnxaudit.audit.answering import probing
 from onnxaudit.audit.calibrating import model_files, screened
 from onnxaudit.audit.progress import Progress
 from onnxaudit.craft.data import Data
-from onnxaudit.craft.pools.pairs import sound_pairs, train_pairs
+from onnxaudit.craft.pools.pairs import train_pairs
 from onnxaudit.craft.pools.peers import has_gradients, open_peers
 from onnxaudit.craft.pools.references import CLOSE, choose, train_references
 from onnxaudit.craft.pools.siblings import train_siblings
@@ -100,8 +100,8 @@ def gather(
         if len(helping) < FEWEST:
             raise UsageError(f"{len(helping)} of the surrogates can serve", f"At least {FEWEST} are needed; see the notes above.")
     peers = (peers_of(making, victim, options.device), peers_of(helping, victim, options.device))
-    pairs = _pairs(options, victim, parts, making, progress) if paired else []
-    return Pools(calibrating, making, surrogates, *peers, pairs, notes, shortfall)
+    pairs, said = _pairs(options, victim, parts, making, progress) if paired else ([], ())
+    return Pools(calibrating, making, surrogates, *peers, pairs, (*notes, *said), shortfall)
 
 
 def _sound(
@@ -181,8 +181,11 @@ def _pairs(
     parts: tuple[Data | None, Data | None],
     making: Sequence[tuple[Path, str]],
     progress: Progress,
-) -> list[tuple[tuple[Path, str], tuple[Path, str]]]:
-    """As many pairs as surrogates were asked for, extracted from the victim and from references that never calibrate."""
+) -> tuple[list[tuple[tuple[Path, str], tuple[Path, str]]], tuple[str, ...]]:
+    """As many pairs as surrogates were asked for, extracted from the victim and from references that never calibrate; notes.
+
+    A pair of which either learned too little is left out.
+    """
     training, test = parts
     assert training is not None
     assert test is not None
@@ -190,18 +193,14 @@ def _pairs(
     folder, teachers = options.surrogate_folder / "pairs", [file for file, _ in making]
     count, seed = options.train_surrogates, options.seed
     trained = train_pairs(training, test, victim, teachers, count, seed, folder, jobs=options.jobs, progress=report)
-    sound = sound_pairs(trained)
-    if len(sound) < len(trained):
-        progress.note(f"{len(trained) - len(sound)} of {len(trained)} pairs hardly learned anything and were left out")
+    extracted = [(pair.derived, f"trained by craft: {pair.task}") for pair in trained]
+    others = [(pair.other, f"trained by craft: {pair.task}, of {pair.teacher}") for pair in trained]
+    kept, notes = _sound(extracted, "surrogate", victim, test, options, progress)
+    kept_too, more = _sound(others, "training", victim, test, options, progress)
+    sound = [pair for pair in zip(extracted, others, strict=True) if pair[0] in kept and pair[1] in kept_too]
     if len(sound) < FEWEST:
-        raise UsageError(f"{len(sound)} of {len(trained)} pairs learned enough", "Give more data, or leave contrast out.")
-    return [
-        (
-            (pair.derived, f"trained by craft: {pair.task}"),
-            (pair.other, f"trained by craft: {pair.task}, of {pair.teacher}"),
-        )
-        for pair in sound
-    ]
+        raise UsageError(f"{len(sound)} of {count} pairs learned enough", "Give more data, or leave contrast out.")
+    return sound, (*notes, *more)
 
 
 def siblings_of(options: CraftOptions, victim: Victim, progress: Progress) -> list[tuple[Path, str]]:

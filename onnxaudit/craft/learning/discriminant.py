@@ -11,6 +11,8 @@ Floats = NDArray[np.float64]
 
 RIDGE = 1.0
 """How much of each query's own variance, and of the mean of all, is added to the covariance: as much as there is."""
+COPY = 0.05
+"""How far the mean of derived models is moved towards the victim, as a share of the victim's distance from the others."""
 EVEN = 0.25
 """How much of the mean variance is added to a query's own when queries are ranked."""
 
@@ -28,17 +30,18 @@ def separation(derived: Floats, others: Floats, deviations: Floats) -> Floats:
     return np.asarray((derived.mean(axis=0) - others.mean(axis=0)) / np.sqrt(variance + EVEN * variance.mean() + 1e-12))
 
 
-def weights(derived: Floats, others: Floats, deviations: Floats, ignorant: float) -> Floats:
+def weights(derived: Floats, others: Floats, victim: Floats, deviations: Floats, ignorant: float) -> Floats:
     """w = (S + D)^-1 (m_derived - m_others) (Fisher 1936), S the covariance within groups, D its diagonal and mean, (n,).
 
     A direction in which models of one kind differ among themselves, such as that of their architecture, gets little weight.
+    victim: its own scores, (n,), towards which m_derived is moved by ``COPY``, so that copies of it are not missed.
     ignorant: what a model that knows nothing scores on every query. It must not look derived by that: where it would score more
     than ``others`` do on average, w is moved as little as it takes for it to score as much.
     """
     centre = others.mean(axis=0)
     variance = np.square(deviations).sum(axis=0)
     diagonal = RIDGE * (variance + max(float(variance.mean()), 1e-6))
-    found = _solved(derived.mean(axis=0) - centre, deviations, diagonal)
+    found = _solved(derived.mean(axis=0) - centre + COPY * (victim - centre), deviations, diagonal)
     lost = ignorant - centre
     if (excess := float(found @ lost)) > 0:
         direction = _solved(lost, deviations, diagonal)

@@ -2,12 +2,13 @@
 
 Both of a pair have the same architecture, first weights, inputs and order of inputs. Only who was asked differs, so what tells
 them apart is what a network takes over from the one it was extracted from, not that it is small, hardened or badly trained.
+They learn natural inputs only, as others would: what they are taught beyond these, such as answers to mixtures of inputs, nobody
+else takes over, and queries chosen by it find nobody else.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,27 +19,28 @@ from numpy.typing import NDArray
 
 from onnxaudit.craft.data import Data
 from onnxaudit.craft.pools.peers import open_peers
-from onnxaudit.craft.pools.surrogates import EXTRACTIONS, HARDENING, TEMPERATURES, Lesson, Plan, logits_of, train_one
-from onnxaudit.craft.samplers.cutmix import cutmix
+from onnxaudit.craft.pools.surrogates import (
+    EXTRACTIONS,
+    HARDENING,
+    IMAGES_SEEN,
+    MOST_EPOCHS,
+    TEMPERATURES,
+    Lesson,
+    Plan,
+    logits_of,
+    train_one,
+)
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
 from onnxaudit.zoo.training import Recipe
 
-IMAGES_SEEN = {"vgg": 48_000, "resnet": 48_000, "lenet": 96_000, "mlp": 120_000}
-"""Length of an extraction in images, more than twice that of other surrogates: a network takes over little in less."""
-MIXTURES = 3
-"""Mixtures of inputs to each input: who is asked costs nothing, so more is asked than there are inputs."""
 FEWEST = 100
 """Inputs; a network extracted from fewer took over nothing."""
 LEAST = 1e-6
 """Smaller probabilities count as this one when a reference gives no logits."""
 CLOSE = 0.03
 """Rows of probabilities sum to one, with the slack that an 8-bit softmax needs."""
-SANE = 0.8
-"""Of the agreement of the best pair; a pair below this did not learn what it was taught."""
-ROOM = 1 << 30
-"""Bytes of inputs with their mixtures; where the inputs are large there are fewer mixtures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def train_pairs(
     jobs: int | None,
     progress: Callable[[int], None],
 ) -> list[TrainedPair]:
-    """Train ``count`` pairs on what the victim and the teachers say to ``data`` and its mixtures, in parallel processes.
+    """Train ``count`` pairs on what the victim and the teachers say to ``data``, in parallel processes.
 
     Methods, architectures and teachers take turns; ``test`` measures agreement with the victim. What is already in ``folder``
     from the same victim, teachers, data and seed is not trained again. Raises UsageError with too little data or no teacher.
@@ -76,9 +78,8 @@ def train_pairs(
             f"Give at least {FEWEST} inputs and a reference, or leave contrast out.",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    x = mixed(data.x, np.random.default_rng([seed, len(data)]))
     asked = [teachers[index % len(teachers)] for index in range(count)]
-    pairs = [_pair(data, len(x), victim, file, seed, index, folder) for index, file in enumerate(asked)]
+    pairs = [_pair(data, victim, file, seed, index, folder) for index, file in enumerate(asked)]
     missing = [
         (plan, who)
         for pair, file in zip(pairs, asked, strict=True)
@@ -88,30 +89,17 @@ def train_pairs(
     whole = sum(all(plan.found() for plan in pair) for pair in pairs)
     progress(whole)
     if missing:
-        scores = {who: _scores(who, victim, x) for who in {who for _, who in missing}}
-        labels = logits_of(victim, x).argmax(1)
+        scores = {who: _scores(who, victim, data.x) for who in {who for _, who in missing}}
+        labels = logits_of(victim, data.x).argmax(1)
         said = logits_of(victim, test.x).argmax(1)
         workers = Parallel(n_jobs=jobs or os.cpu_count() or 1, return_as="generator", batch_size=1)
-        calls = (delayed(train_one)(plan, Lesson(x, labels, scores[who], test.x, said), None) for plan, who in missing)
+        calls = (delayed(train_one)(plan, Lesson(data.x, labels, scores[who], test.x, said), None) for plan, who in missing)
         for done, _ in enumerate(workers(calls), start=1):
             progress(whole + done // 2)
     return [
         TrainedPair(derived.path, other.path, derived.task, file.name)
         for (derived, other), file in zip(pairs, asked, strict=True)
     ]
-
-
-def mixed(x: Queries, rng: np.random.Generator) -> Queries:
-    """The inputs and ``MIXTURES`` times as many made of two of them: CutMix of images, points between two vectors."""
-    parts = [x]
-    for _ in range(min(MIXTURES, max(0, ROOM // max(1, x.nbytes) - 1))):
-        order = rng.permutation(len(x))
-        if x.ndim == 4:
-            parts.append(cutmix(x[order].astype(np.uint8), rng))
-        else:
-            share = rng.random((len(x), 1)).astype(np.float32)
-            parts.append(share * x + (1 - share) * x[order])
-    return np.concatenate(parts)  # type: ignore[return-value]
 
 
 def _scores(teacher: Path | None, victim: Victim, x: Queries) -> NDArray[np.float32]:
@@ -124,8 +112,8 @@ def _scores(teacher: Path | None, victim: Victim, x: Queries) -> NDArray[np.floa
     return np.log(np.maximum(rows, LEAST)) if probabilities else rows
 
 
-def _pair(data: Data, inputs: int, victim: Victim, teacher: Path, seed: int, index: int, folder: Path) -> tuple[Plan, Plan]:
-    """What both of a pair are: one plan under two names. inputs: with the mixtures."""
+def _pair(data: Data, victim: Victim, teacher: Path, seed: int, index: int, folder: Path) -> tuple[Plan, Plan]:
+    """What both of a pair are: one plan under two names."""
     image = len(data.shape) == 3
     tasks = EXTRACTIONS if image else EXTRACTIONS[:2]  # the radius of hardening is one of pixels
     names = ("vgg", "resnet", "lenet") if image else ("mlp",)
@@ -135,9 +123,9 @@ def _pair(data: Data, inputs: int, victim: Victim, teacher: Path, seed: int, ind
     recipe = Recipe(
         arch=arch,
         width=float(rng.choice([0.8, 1.0, 1.25])),
-        epochs=max(2, round(IMAGES_SEEN[arch] / inputs)),
+        epochs=min(MOST_EPOCHS, max(3, round(IMAGES_SEEN[arch] / len(data)))),
         lr=float(rng.choice([3e-3, 5e-3])),
-        batch=128 if inputs >= 2000 else 32,
+        batch=128 if len(data) >= 2000 else 32,
         shift=1,
         seed=int(rng.integers(2**31)),
     )
@@ -151,14 +139,3 @@ def _pair(data: Data, inputs: int, victim: Victim, teacher: Path, seed: int, ind
         Plan(task, recipe, strength, folder / f"{stem}-victim-{digest}"),
         Plan(task, recipe, strength, folder / f"{stem}-reference-{other}"),
     )
-
-
-def sound_pairs(pairs: Sequence[TrainedPair]) -> list[TrainedPair]:
-    """Those of which both agree with the victim nearly as often as the best do; what learned nothing teaches nothing."""
-    found = [min(_agreement(file) for file in (pair.derived, pair.other)) for pair in pairs]
-    least = SANE * max(found, default=0.0)
-    return [pair for pair, agreement in zip(pairs, found, strict=True) if agreement >= least]
-
-
-def _agreement(file: Path) -> float:
-    return float(json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["agreement"])

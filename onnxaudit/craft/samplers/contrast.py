@@ -55,14 +55,16 @@ def sample_contrast(
     """
     kinds = _kinds(material)
     pool = _candidates(material, max(candidates, 4 * n), rng)
-    said = material.victim.answer(pool).argmax(1).astype(np.int64)
+    answers = Answers.from_scores(material.victim.answer(pool))
+    said = answers.labels.astype(np.int64)
     most = max(1, int(np.ceil(share * n / material.victim.num_classes)))
     squashed = [_asked(models, pool, said)[1] for models in kinds]
     rows, _ = _chosen(squashed, said, n, most)
     progress(len(rows))
     # margins are relative to the other queries that a model is asked, so they are worked out anew for those that are kept
-    columns = _columns(said[rows], *zip(*(_asked(models, pool[rows], said[rows]) for models in kinds), strict=True))
-    told = _told_apart(squashed, said, n, most)
+    own = margins(answers.take(rows), said[rows])
+    columns = _columns(said[rows], own, *zip(*(_asked(models, pool[rows], said[rows]) for models in kinds), strict=True))
+    told = _told_apart(squashed, margins(answers, said), said, n, most)
     notes: tuple[str, ...] = (f"models of the two kinds that were held out are told apart in {told:.0%} of cases",)
     if told < POOR:
         notes += ("that is little: more data, or more and better surrogates, would help",)
@@ -76,7 +78,7 @@ def _chosen(squashed: Sequence[Floats], said: NDArray[np.int64], n: int, most: i
     return _best(np.abs(separation(squashed[0], squashed[1], deviations)), said, n, most), deviations
 
 
-def _told_apart(squashed: Sequence[Floats], said: NDArray[np.int64], n: int, most: int) -> float:
+def _told_apart(squashed: Sequence[Floats], own: Floats, said: NDArray[np.int64], n: int, most: int) -> float:
     """How often a model extracted from the victim scores above one that was not, if neither chose the queries or the weights.
 
     Both of a pair are held out at a time.
@@ -86,7 +88,7 @@ def _told_apart(squashed: Sequence[Floats], said: NDArray[np.int64], n: int, mos
     for held in range(len(derived)):
         kept = [*(np.delete(side, held, axis=0) for side in (derived, others)), *more]
         rows, deviations = _chosen(kept, said, n, most)
-        weight = weights(kept[0][:, rows], kept[1][:, rows], deviations[:, rows], IGNORANT)
+        weight = weights(kept[0][:, rows], kept[1][:, rows], own[rows], deviations[:, rows], IGNORANT)
         told += float(weight @ derived[held, rows] > weight @ others[held, rows])
     return told / len(derived)
 
@@ -114,15 +116,17 @@ def _asked(models: Sequence[Peer], queries: Queries, said: NDArray[np.int64]) ->
     )
 
 
-def _columns(said: NDArray[np.int64], matches: Sequence[Floats], squashed: Sequence[Floats]) -> dict[str, NDArray[np.generic]]:
-    """``schemes.contrast.COLUMNS`` of the chosen queries. matches, squashed: by kind, (models, n)."""
+def _columns(
+    said: NDArray[np.int64], own: Floats, matches: Sequence[Floats], squashed: Sequence[Floats]
+) -> dict[str, NDArray[np.generic]]:
+    """``schemes.contrast.COLUMNS`` of the chosen queries. own: the victim's margins; matches, squashed: by kind, (models, n)."""
     deviations = within(squashed)
     return {
         "said": said,
         "share": (matches[1].sum(axis=0) + PRIOR) / (len(matches[1]) + 2 * PRIOR),
-        "share_weight": weights(matches[0], matches[1], within(matches), 0.0),
+        "share_weight": weights(matches[0], matches[1], np.ones(len(said)), within(matches), 0.0),
         "margin": squashed[1].mean(axis=0),
-        "margin_weight": weights(squashed[0], squashed[1], deviations, IGNORANT),
+        "margin_weight": weights(squashed[0], squashed[1], own, deviations, IGNORANT),
         "margin_spread": np.square(deviations).sum(axis=0),
     }
 
