@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -310,6 +311,30 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
     assert first.id == second.id
     other = craft(CraftOptions(VICTIM, TRAIN, queries=20, seed=8, device="cpu"), Silent())
     assert not np.array_equal(other.queries, first.queries)
+
+
+def test_the_number_of_cores_changes_no_bit(tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of several threads, and batches of other sizes, end in other bits: each sum has one thread, parts are the same."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
+    x = torch.from_numpy(data.x[:40]).permute(0, 3, 1, 2) / 255
+    said, before = [], torch.get_num_threads()
+    torch.jit.save(torch.jit.trace(dense, x[:2]), str(tmp_path / "dense.pt"))
+    np.savez(tmp_path / "unlabelled.npz", x=data.x)
+    schemes = ("ipguard-tl", "random")
+    options = CraftOptions(tmp_path / "dense.pt", tmp_path / "unlabelled.npz", schemes, queries=130, controls=0, device="cpu")
+    try:
+        for cores in (1, 2, 5):
+            monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+            torch.set_num_threads(cores)
+            said.append(dense(x).detach().numpy().tobytes())
+            craft(options, Silent()).save(tmp_path / f"{cores}.oab")
+            assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(before)
+    assert len({(tmp_path / f"{cores}.oab").read_bytes() for cores in (1, 2, 5)}) == 1
+    if len(set(said)) == 1:
+        pytest.skip("on this processor the number of threads changes no sum")
 
 
 def test_a_scheme_more_leaves_the_others_queries_as_they_were() -> None:

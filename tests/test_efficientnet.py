@@ -19,8 +19,8 @@ from onnxaudit.audit.crafting import CraftOptions, craft
 from onnxaudit.audit.progress import Silent
 from onnxaudit.craft.room import BATCH, ROOM, fitting
 from onnxaudit.craft.sample import Material
-from onnxaudit.craft.side_by_side import side_by_side, walk_queries
 from onnxaudit.craft.victim import Victim, open_victim
+from onnxaudit.craft.walking import walk_apart, walk_queries
 from onnxaudit.errors import UsageError
 from onnxaudit.registry import open_suspect
 from onnxaudit.suspect import InputSpec, Target
@@ -111,7 +111,7 @@ def test_points_are_walked_in_parts_and_come_back_in_order() -> None:
     def walk(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return x + y, torch.full((len(x),), len(x))
 
-    points, sizes = side_by_side(walk, torch.arange(50), torch.ones(50), at_once=7, watch=lambda x, _: seen.append(len(x)))
+    points, sizes = walk_apart(walk, torch.arange(50), torch.ones(50), at_once=7, watch=lambda x, _: seen.append(len(x)))
     assert points.tolist() == [row + 1 for row in range(50)]
     assert sizes.max() <= 7
     assert sum(seen) == 50

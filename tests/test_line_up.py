@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import binom
 
 from onnxaudit.answers import Access, Answers
@@ -79,7 +78,6 @@ def family(house: Path) -> QueryBundle:
     """A bundle of a victim with three siblings by its recipe."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(house)
-        torch.set_num_threads(1)
         from onnxaudit.craft.pools.siblings import _train
 
         _train("owner_recipe:sibling", 0, (28, 28, 1), "NCHW", house / "victim.pt")

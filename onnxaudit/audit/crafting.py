@@ -27,6 +27,7 @@ from onnxaudit.craft.pools.references import split
 from onnxaudit.craft.pools.siblings import draw
 from onnxaudit.craft.sample import Material
 from onnxaudit.craft.samplers.natural import draw_controls
+from onnxaudit.craft.threads import one_thread_a_sum
 from onnxaudit.craft.victim import Victim, open_victim
 from onnxaudit.errors import UsageError
 from onnxaudit.evidence.calibration import STATISTIC
@@ -81,10 +82,11 @@ class CraftOptions:
     """Leave out, with a note, what cannot be crafted here, as ``auto`` does."""
 
 
+@one_thread_a_sum()
 def craft(options: CraftOptions, progress: Progress) -> QueryBundle:
     """Sample every scheme's queries, ask the victim and the references, and freeze it all; not yet saved.
 
-    Deterministic: the same files, options and versions give the same bundle on one machine.
+    Deterministic: the same files, options and versions give the same bundle on one kind of processor, whatever its cores.
     """
     _check(options)
     options, drawn_from = drawn(options, progress)

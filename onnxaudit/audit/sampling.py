@@ -15,6 +15,7 @@ from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import MAX_GRAPH, SchemeEntry
 from onnxaudit.craft.sample import Material, Peer, Sample, Sampler
+from onnxaudit.craft.threads import one_thread_a_sum
 from onnxaudit.decode import canonical
 from onnxaudit.errors import UsageError
 from onnxaudit.registry import open_graph
@@ -48,6 +49,7 @@ class _Drawn:
     answers: Answers
 
 
+@one_thread_a_sum()
 def sample_all(chosen: Sequence[Scheme], material: Material, options: CraftOptions, progress: Progress) -> Sampled:
     """Every scheme's queries; schemes with the same sampler and parameters share them.
 

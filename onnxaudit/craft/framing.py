@@ -21,8 +21,8 @@ from torch.nn import functional
 from onnxaudit.craft.onnx_program import open_onnx_program
 from onnxaudit.craft.pools.peers import FilePeer, has_gradients
 from onnxaudit.craft.sample import Material
-from onnxaudit.craft.side_by_side import walk_queries
 from onnxaudit.craft.space import Space
+from onnxaudit.craft.walking import walk_queries
 from onnxaudit.errors import OnnxauditError
 from onnxaudit.registry import open_suspect
 from onnxaudit.suspect import Queries, Target

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from onnxaudit.archives import screen_exported, sniff
 from onnxaudit.craft.room import BATCH, fitting
+from onnxaudit.craft.threads import side_by_side
 from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.suspect import InputSpec, Queries
 
@@ -53,22 +54,23 @@ class Victim:
         scores = self._scores(self._encode(pixels))
         return scores.clamp_min(1e-12).log() if self.normalised else scores
 
-    @torch.no_grad()
     def predict(self, inputs: Tensor | Queries) -> Tensor:
         """Logits (n, C) of any number of pixels, vectors or canonical queries, in batches, without gradients."""
-        if isinstance(inputs, Tensor):
-            return torch.cat([self.logits(part) for part in inputs.split(self.at_once)])
-        return torch.cat([self.logits(self.pixels(part)) for part in self._parts(inputs)])
+        return self._each(inputs, self.logits)
 
-    @torch.no_grad()
     def answer(self, queries: Queries) -> NDArray[np.float32]:
         """What the victim itself says, (n, C): logits or probabilities, as it ends."""
-        parts = [self._scores(self._encode(self.pixels(part))) for part in self._parts(queries)]
-        result: NDArray[np.float32] = torch.cat(parts).float().cpu().numpy()
-        return result
+        said: NDArray[np.float32] = self._each(queries, lambda pixels: self._scores(self._encode(pixels))).float().cpu().numpy()
+        return said
 
-    def _parts(self, queries: Queries) -> list[Queries]:
-        return [queries[i : i + self.at_once] for i in range(0, max(1, len(queries)), self.at_once)]
+    def _each(self, inputs: Tensor | Queries, say: Callable[[Tensor], Tensor]) -> Tensor:
+        @torch.no_grad()
+        def part(start: int) -> Tensor:
+            rows = inputs[start : start + self.at_once]
+            return say(rows if isinstance(rows, Tensor) else self.pixels(rows))
+
+        with side_by_side(part, range(0, max(1, len(inputs)), self.at_once), self.device) as parts:
+            return torch.cat(list(parts))
 
     def pixels(self, queries: Queries) -> Tensor:
         """Canonical queries as pixels in [0, 1], NCHW, or vectors, on the victim's device."""

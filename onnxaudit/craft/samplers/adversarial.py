@@ -14,9 +14,9 @@ from torch import Tensor
 from onnxaudit.craft.sample import Material, Sample
 from onnxaudit.craft.samplers.attacks import cross_entropy_pull, input_gradient, on_grid, spread
 from onnxaudit.craft.samplers.natural import errors_of
-from onnxaudit.craft.side_by_side import Walk, walk_queries
 from onnxaudit.craft.space import GREY_LEVELS, Space
 from onnxaudit.craft.victim import Victim
+from onnxaudit.craft.walking import Walk, walk_queries
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
 

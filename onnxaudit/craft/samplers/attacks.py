@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from onnxaudit.craft.sample import Material
-from onnxaudit.craft.side_by_side import side_by_side
 from onnxaudit.craft.space import GREY_LEVELS, Space
 from onnxaudit.craft.victim import Victim
+from onnxaudit.craft.walking import walk_apart
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
 
@@ -51,7 +51,7 @@ def per_point(values: Tensor, like: Tensor) -> Tensor:
 
 def spread(victim: Victim, walk: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
     """``walk(*tensors)`` for tensors with one row a point: side by side on a CPU's cores, in batches that fit into memory."""
-    return side_by_side(walk, *tensors, at_once=victim.at_once)
+    return walk_apart(walk, *tensors, at_once=victim.at_once)
 
 
 def joined(results: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.side_by_side import side_by_side, walk_queries
 from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import Victim
+from onnxaudit.craft.walking import walk_apart, walk_queries
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
 
@@ -77,9 +77,9 @@ def sample_boundary(
 def boundary_points(
     material: Material, x: Tensor, target: Tensor, *, k: float, lr: float, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """``walk_to_boundary`` for all points, ``side_by_side``."""
+    """``walk_to_boundary`` for all points, ``walk_apart``."""
     walk = partial(walk_to_boundary, material.victim, material.space, k=k, lr=lr, iterations=iterations)
-    points, converged = side_by_side(walk, x, target, at_once=material.victim.at_once)
+    points, converged = walk_apart(walk, x, target, at_once=material.victim.at_once)
     return points, converged
 
 

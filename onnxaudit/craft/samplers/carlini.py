@@ -12,9 +12,9 @@ from torch import Tensor
 from onnxaudit.craft.sample import Material, Sample
 from onnxaudit.craft.samplers.attacks import input_gradient, on_grid, shortfall, starts_of, successes
 from onnxaudit.craft.samplers.boundary import BETA1, BETA2, EPSILON, median_margin, targets
-from onnxaudit.craft.side_by_side import walk_queries
 from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import Victim
+from onnxaudit.craft.walking import walk_queries
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
 

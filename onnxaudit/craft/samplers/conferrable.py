@@ -14,9 +14,9 @@ from torch import Tensor
 
 from onnxaudit.craft.pools.peers import needed_references, needed_surrogates
 from onnxaudit.craft.sample import Material, Peer, Sample
-from onnxaudit.craft.side_by_side import side_by_side
 from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import Victim
+from onnxaudit.craft.walking import walk_apart
 from onnxaudit.errors import UsageError
 
 ROUNDS = 3
@@ -64,7 +64,7 @@ def sample_conferrable(
         tried += len(rows)
         x, y = material.victim.pixels(data.x[rows]), torch.from_numpy(truth[rows]).to(material.victim.device)
         walk = partial(_walk, ensemble, material.space, [ensemble.draw(dropout, rng) for _ in range(iterations)], radius, lr)
-        (points,) = side_by_side(walk, x, at_once=material.victim.at_once)
+        (points,) = walk_apart(walk, x, at_once=material.victim.at_once)
         points = material.victim.pixels(material.space.queries(points))
         score = torch.where(ensemble.victim.predict(points).argmax(1) != y, ensemble.conferrability(points), -1.0)
         found.append(points)

@@ -13,7 +13,7 @@ from onnxaudit.craft.descent import descend
 from onnxaudit.craft.insight import insight, path_terms, program_of
 from onnxaudit.craft.layers import Inside, watched
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.side_by_side import walk_queries
+from onnxaudit.craft.walking import walk_queries
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
 

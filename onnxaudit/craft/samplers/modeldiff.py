@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.side_by_side import walk_queries
 from onnxaudit.craft.space import GREY_LEVELS, Space
 from onnxaudit.craft.victim import Victim
+from onnxaudit.craft.walking import walk_queries
 from onnxaudit.errors import UsageError
 
 FAR = 1000.0

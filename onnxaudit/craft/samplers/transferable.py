@@ -14,9 +14,9 @@ from torch.nn import functional
 from onnxaudit.craft.pools.peers import labels_of, needed_references
 from onnxaudit.craft.room import BATCH
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.side_by_side import walk_queries
 from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import Victim
+from onnxaudit.craft.walking import walk_queries
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
 from onnxaudit.zoo.saving import copy_of

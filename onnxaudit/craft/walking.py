@@ -1,11 +1,8 @@
-"""Independent points in as many parts as there are cores, and as memory wants (torch)."""
+"""Points that are walked on their own, in parts that fit into memory (torch)."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,15 +10,16 @@ from torch import Tensor
 
 from onnxaudit.craft.room import BATCH
 from onnxaudit.craft.sample import Material
+from onnxaudit.craft.threads import side_by_side
 from onnxaudit.suspect import Queries
 
 Walk = Callable[..., tuple[Tensor, ...]]
 
-FEWEST = 16
-"""Points that are worth a thread of their own."""
+AT_ONCE = 64
+"""Points that a core works on at once."""
 
 
-def side_by_side(
+def walk_apart(
     walk: Walk, *tensors: Tensor, at_once: int = BATCH, watch: Callable[..., None] | None = None
 ) -> tuple[Tensor, ...]:
     """``walk(*tensors)`` for tensors with one row a point, ``at_once`` at most; on a CPU side by side on its cores.
@@ -30,22 +28,21 @@ def side_by_side(
     Small networks gain nothing from several threads working on one operation.
     """
     first = tensors[0]
-    threads = max(1, min(os.cpu_count() or 1, len(first) // FEWEST)) if first.device.type == "cpu" else 1
-    count = max(threads, -(-len(first) // at_once))
-    pieces = list(zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True))
+    alike = min(at_once, AT_ONCE) if first.device.type == "cpu" else at_once
+    pieces = list(zip(*(tensor.tensor_split(max(1, -(-len(first) // alike))) for tensor in tensors), strict=True))
     results = []
-    with _each(walk, pieces, threads) as done:
+    with side_by_side(lambda piece: walk(*piece), pieces, first.device) as done:
         for result in done:
             results.append(result)
             if watch:
                 watch(*result)
-    return results[0] if count == 1 else tuple(torch.cat(columns) for columns in zip(*results, strict=True))
+    return results[0] if len(pieces) == 1 else tuple(torch.cat(columns) for columns in zip(*results, strict=True))
 
 
 def walk_queries(
     material: Material, starts: Queries, walk: Walk, *tensors: Tensor, watch: Callable[..., None] | None = None
 ) -> tuple[Any, ...]:
-    """``walk(x, *tensors)`` for canonical starts, by ``side_by_side``: its points as canonical queries, then its other results.
+    """``walk(x, *tensors)`` for canonical starts, by ``walk_apart``: its points as canonical queries, then its other results.
 
     Only the points that are being walked are held as floats, which take four times as much memory, and several times that.
     """
@@ -56,17 +53,5 @@ def walk_queries(
         return torch.from_numpy(space.queries(points)), *more
 
     rows = torch.arange(len(starts), device=victim.device)
-    points, *more = side_by_side(step, rows, *tensors, at_once=victim.at_once, watch=watch)
+    points, *more = walk_apart(step, rows, *tensors, at_once=victim.at_once, watch=watch)
     return points.numpy(), *more
-
-
-@contextmanager
-def _each(walk: Walk, pieces: list[tuple[Tensor, ...]], threads: int) -> Iterator[Iterator[tuple[Tensor, ...]]]:
-    """The walks of all pieces, one after the other as they are done."""
-    if threads == 1:
-        yield (walk(*piece) for piece in pieces)
-        return
-    with ThreadPoolExecutor(
-        threads, initializer=torch.set_num_threads, initargs=(max(1, torch.get_num_threads() // threads),)
-    ) as pool:
-        yield pool.map(lambda piece: walk(*piece), pieces)
