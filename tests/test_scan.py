@@ -293,7 +293,8 @@ def test_a_scan_that_was_ended_goes_on(
 ) -> None:
     """kill -9 of the whole scan, a polite kill and Ctrl-C: lines stay, workers end, and the same command finishes."""
     path, bundle = bundles["many"]
-    save_suspects(tmp_path / "m", 119, 1)
+    count = 300  # a busy machine must not finish before it is stopped
+    save_suspects(tmp_path / "m", count - 1, 1)
     process = start(tmp_path, path)
     output = tmp_path / "f.jsonl"
     wait_for_lines(output, 10, process)
@@ -309,12 +310,12 @@ def test_a_scan_that_was_ended_goes_on(
     _workers_are_gone(process.pid)
     kept = output.read_bytes()
     for line in map(json.loads, kept[: kept.rindex(b"\n")].split(b"\n")):
-        assert line["tests"] == 120  # what was written holds already
+        assert line["tests"] == count  # what was written holds already
         assert line["finding"] != "derived"
     output.write_bytes(kept + b'{"schema":"onnxaudit.report/1","status":"comp')  # cut off by the crash
     summary = scanned(tmp_path / "m", output, bundle)
-    assert 10 <= kept.count(b"\n") <= summary.reused < 120
-    assert len({line["suspect"]["source"] for line in lines_of(output)}) == len(lines_of(output)) == 120
+    assert 10 <= kept.count(b"\n") <= summary.reused < count
+    assert len({line["suspect"]["source"] for line in lines_of(output)}) == len(lines_of(output)) == count
     assert not list(tmp_path.glob("*.tmp"))
 
 
