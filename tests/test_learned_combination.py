@@ -292,13 +292,16 @@ def test_who_calibrates_has_no_part_in_what_is_learned(made: tuple[QueryBundle, 
     sources = {model.source for model in bundle.manifest.of_role("surrogate")}
     without = [model for model in bundle.manifest.models if model.role != "reference"]
     alone = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, models=tuple(without)))
-    assert with_learned_weights(alone, sources, Silent()).graphs[GRAPH] == bundle.graphs[GRAPH]
+    taught = {model.source for model in bundle.manifest.of_role("training")}
+    assert with_learned_weights(alone, sources, taught, Silent()).graphs[GRAPH] == bundle.graphs[GRAPH]
+    with pytest.raises(UsageError, match="8 references that do not calibrate, there are 7"):  # others in training are pairs
+        with_learned_weights(alone, sources, sorted(taught)[:7], Silent())
     fewer = [model for model in without if model.role != "training"]
     untaught = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, models=tuple(fewer)))
     with pytest.raises(UsageError, match="8 references that do not calibrate"):
-        with_learned_weights(untaught, sources, Silent())
+        with_learned_weights(untaught, sources, taught, Silent())
     with pytest.raises(UsageError, match="4 surrogates"):
-        with_learned_weights(bundle, sorted(sources)[:2], Silent())
+        with_learned_weights(bundle, sorted(sources)[:2], taught, Silent())
 
 
 @pytest.mark.parametrize(

@@ -21,15 +21,17 @@ FEWEST = 8
 """References that do not calibrate; among fewer than this a score cannot be standardised."""
 
 
-def with_learned_weights(bundle: QueryBundle, surrogates: Collection[str], progress: Progress) -> QueryBundle:
+def with_learned_weights(
+    bundle: QueryBundle, surrogates: Collection[str], references: Collection[str], progress: Progress
+) -> QueryBundle:
     """The bundle with a combination of its schemes that is learned from surrogates against references in training.
 
-    surrogates: sources of those that show what derived models score; what chose queries by its own answers must not be among
-    them where that can be helped. Raises UsageError for too few of either.
+    surrogates, references: sources of those that show what derived and independent models score; what was extracted in pairs,
+    and chose queries by its own answers, is not among them. Raises UsageError for too few of either.
     """
     from onnxaudit.craft.learning.combination import fit_combination
 
-    training = [model.id for model in bundle.manifest.of_role("training") if " of " not in model.origin]
+    training = [model.id for model in bundle.manifest.of_role("training") if model.source in references]
     derived = [model.id for model in bundle.manifest.of_role("surrogate") if model.source in surrogates]
     if len(training) < FEWEST:
         raise UsageError(

@@ -126,7 +126,8 @@ def craft(options: CraftOptions, progress: Progress) -> QueryBundle:
         if items:
             bundle = add_models(bundle, targets(items, victim, options.device), role, progress, strict=False)
     if options.combine == LEARNED:
-        bundle = with_learned_weights(bundle, {file.name for file, _ in pools.surrogates}, progress)
+        surrogates, references = ({file.name for file, _ in pool} for pool in (pools.surrogates, pools.training))
+        bundle = with_learned_weights(bundle, surrogates, references, progress)
     bundle = preregistered(bundle)
     for words in _doubts(bundle, options):
         progress.note(words)
