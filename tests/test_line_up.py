@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binom
 
 from onnxaudit.answers import Access, Answers
@@ -16,11 +19,16 @@ from onnxaudit.audit.crafting import CraftOptions, craft
 from onnxaudit.audit.judging import judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
+from onnxaudit.craft.data import load_data
+from onnxaudit.craft.pools.peers import labels_of, open_peers
 from onnxaudit.craft.pools.siblings import draw, drawn_among
-from onnxaudit.craft.samplers.disagreement import entropy
+from onnxaudit.craft.sample import Material, Peer
+from onnxaudit.craft.samplers.disagreement import PUSHES, _pushed, entropy, sample_disagreement
+from onnxaudit.craft.victim import open_victim
 from onnxaudit.errors import UsageError
 from onnxaudit.evidence.siblings import STATISTIC
 from onnxaudit.report.model import Report
+from onnxaudit.suspect import InputSpec, Queries
 from tests.bundles import QUERIES, Recorded, simulated_bundle
 from tests.conftest import FIXTURES
 
@@ -95,6 +103,84 @@ def test_siblings_are_trained_by_the_owners_recipe_and_used(family: QueryBundle,
     assert (entropy(said.astype(np.int64)) > 0).all()  # every query tells at least two of them apart
     files = {file: file.stat().st_mtime_ns for file in (house / "siblings").iterdir()}
     assert len(files) == 3
+
+
+def quiet(done: int) -> None:
+    """Progress that nobody watches."""
+
+
+def _line_up(house: Path, victim: int, count: int = 60) -> tuple[Material, list[Peer]]:
+    """One of the family as the victim, the others as its siblings, and all of them as peers."""
+    spec, data = InputSpec((28, 28, 1), scale=1 / 255), load_data(FIXTURES / "fashion/train.npz")
+    files = [house / "victim.pt", *sorted((house / "siblings").glob("*.pt"))]
+    assert len(files) == 4
+    peers = open_peers(files, spec, 10, "cpu")
+    model = open_victim(files[victim], spec, device="cpu").probed()
+    others = [peer for place, peer in enumerate(peers) if place != victim]
+    return Material(model, data.take(np.arange(1500, 1500 + count)), siblings=others), peers
+
+
+def _divided(peers: Sequence[Peer], queries: Queries) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Where at least two of the models differ from those that say the same most often."""
+    labels = labels_of(peers, queries)
+    return np.array([np.bincount(column).max() <= len(peers) - 2 for column in labels.T])
+
+
+@pytest.mark.usefixtures("family")
+def test_natural_inputs_are_chosen_alike_whichever_model_is_the_victim(house: Path) -> None:
+    chosen = []
+    for victim in (0, 2):
+        material, peers = _line_up(house, victim, 1500)
+        sample = sample_disagreement(material, 30, np.random.default_rng(0), quiet)
+        assert len(sample.queries) == 30
+        assert _divided(peers, sample.queries).all()
+        assert not sample.notes[0].startswith("30 queries instead"), sample.notes
+        chosen.append({query.tobytes() for query in sample.queries})
+    assert chosen[0] == chosen[1]
+
+
+@pytest.mark.usefixtures("family")
+def test_mixtures_boundary_points_and_adversarial_inputs_fill_up(house: Path) -> None:
+    material, peers = _line_up(house, 0)
+    data = {x.tobytes() for x in material.inputs().x}
+    sample = sample_disagreement(material, 80, np.random.default_rng(0), quiet)
+    natural = [query.tobytes() in data for query in sample.queries]
+    assert 0 < sum(natural) < len(natural)
+    assert _divided(peers, sample.queries).all()
+    assert "mixtures, boundary points and adversarial inputs" in sample.notes[0]
+    blind = dataclasses.replace(material, siblings=[*material.siblings[:-1], _Blind(material.siblings[-1])])
+    without = sample_disagreement(blind, 80, np.random.default_rng(0), quiet)
+    assert "not all have gradients" in without.notes[0]
+
+
+@pytest.mark.usefixtures("family")
+def test_the_same_number_of_adversarial_inputs_is_made_for_each_model(house: Path) -> None:
+    """Each is close to its start, and the model that it was made for calls it otherwise more often than the others do."""
+    material, peers = _line_up(house, 0)
+    parts, _ = _pushed(material, material.inputs().x, 200, np.random.default_rng(1))
+    assert [len(part) for part in parts] == [50] * 4
+    for place, part in enumerate(parts):
+        starts = np.random.default_rng(1)
+        for _ in range(place + 1):
+            start = material.inputs().x[starts.choice(60, 50, replace=False)]
+        assert np.abs(part.astype(int) - start.astype(int)).max() <= 2 * PUSHES
+        changed = (labels_of(peers, part) != labels_of(peers, start)).mean(1)
+        assert changed[place] == changed.max()
+        assert changed[place] > 0.3
+
+
+class _Blind:
+    """A peer without gradients."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self.source = peer.source
+
+    def answer(self, queries: Queries) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return self._peer.answer(queries)
+
+    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
+        raise UsageError(f"{self.source} gives no gradients of {len(pixels)} inputs")
 
 
 def test_nothing_is_trained_twice(family: QueryBundle, house: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,7 @@ class FilePeer:
         self._check(network)
         return network
 
+    @torch.enable_grad()
     def _check(self, network: Victim) -> None:
         """The network must say what the file answers when asked, and its inputs must have gradients."""
         shape, rng = network.spec.shape, np.random.default_rng(0)

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from onnxaudit.craft.sample import Material, Peer, Sample
+from onnxaudit.craft.samplers.attacks import cross_entropy_pull, input_gradient, per_point
 from onnxaudit.craft.samplers.cutmix import cutmix
+from onnxaudit.craft.space import Space
+from onnxaudit.craft.walking import walk_queries
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import Queries
 
 STEPS = 10
 """Bisections of the line between two inputs: to a thousandth of it."""
-MIXED, EDGES = 12, 2
-"""Candidates for each query that is still wanted when natural inputs do not suffice: mixtures, and points on boundaries."""
+MIXED, EDGES, PUSHED = 12, 2, 2
+"""Candidates for each query that natural inputs do not give: mixtures, points on boundaries, adversarial inputs."""
+PUSHES, PUSH = 8, 2 / 255
+"""Steps along a gradient's sign, and their length in box widths, that make an input adversarial for one of the models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +44,10 @@ def sample_disagreement(material: Material, n: int, rng: np.random.Generator, pr
 
     For labels of equally likely models that is the entropy of the labels they give, H(Y), since each gives one label for
     certain: I(Y; K) = H(Y) - H(Y | K) = H(Y). Natural inputs come first: at equal number they tell derived models from
-    independent ones best. Where too few of them divide the line-up, CutMix mixtures of them (of images) and points on the
-    boundary of each model in turn, as many of each, fill up. Nothing depends on which of the models is the victim, so an
-    independent model is as close to any of them. Inputs that all call the same are never taken; a note says how many were found.
+    independent ones best. Where too few of them divide the line-up, CutMix mixtures of them (of images), points on the boundary
+    of each model in turn, and inputs that are adversarial for each model in turn (if all have gradients) fill up. Nothing depends
+    on which of the models is the victim, so an independent model is as close to any of them. Inputs that all call the same are
+    never taken; a note says how many were found.
     Raises UsageError without siblings or data.
     """
     family = _family(material)
@@ -51,8 +60,10 @@ def sample_disagreement(material: Material, n: int, rng: np.random.Generator, pr
     if len(found) < n:
         further: list[Queries] = [cutmix(material.draw(MIXED * n, rng).astype(np.uint8), rng)] if data.x.ndim == 4 else []
         further += _edges(family, data.x, EDGES * n, rng)
+        pushed, why = _pushed(material, data.x, PUSHED * n, rng)
+        further += pushed
         more = _dividing(family, cast("Queries", np.concatenate(further)), n - len(found))
-        said += f", and on {len(more)} mixtures or points between them"
+        said += f", and on {len(more)} of {sum(map(len, further))} {'mixtures, ' if data.x.ndim == 4 else ''}{why}"
         found = cast("Queries", np.concatenate([found, more]))
     if len(found) < 2:
         raise UsageError("the victim and its siblings agree on all candidates", "Give more, or more difficult, data.")
@@ -94,6 +105,37 @@ def _edges(family: _Family, x: Queries, count: int, rng: np.random.Generator) ->
     """About so many points on boundaries, the same number of each model's."""
     each = max(1, count // len(family.members))
     return [_boundary(member, x, each, rng) for member in family.members]
+
+
+def _pushed(material: Material, x: Queries, count: int, rng: np.random.Generator) -> tuple[list[Queries], str]:
+    """About so many inputs that are adversarial for one of the models, the same number for each; and words for the note.
+
+    None, for none of the models, unless all have gradients: queries against some would be chosen against these.
+    """
+    victim, space = material.victim, material.space
+    each = max(1, count // (1 + len(material.siblings)))
+    found: list[Queries] = []
+    for logits in (victim.logits, *(sibling.logits for sibling in material.siblings)):
+        start = x[rng.choice(len(x), each, replace=len(x) < each)]
+        try:
+            (points,) = walk_queries(material, start, partial(_push, logits, space))
+        except UsageError:
+            return [], "boundary points (not all have gradients, so no adversarial inputs)"
+        found.append(points)
+    return found, "boundary points and adversarial inputs"
+
+
+def _push(logits: Callable[[Tensor], Tensor], space: Space, x: Tensor) -> tuple[Tensor, ...]:
+    """x, each moved until the model calls it otherwise, along the sign of the gradient of its cross-entropy (IGSM)."""
+    with torch.no_grad():
+        label = logits(x).argmax(1)
+    for _ in range(PUSHES):
+        x = x.detach().requires_grad_(True)
+        said = logits(x)
+        moving = per_point((said.argmax(1) == label).float(), x)
+        step = input_gradient(said, x, cross_entropy_pull(said, label)).sign()
+        x = space.clip(x.detach() + PUSH * space.width * moving * step)
+    return (x,)
 
 
 def _boundary(answer: Callable[[Queries], NDArray[np.float32]], x: Queries, count: int, rng: np.random.Generator) -> Queries:
