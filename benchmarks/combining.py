@@ -24,7 +24,7 @@ import numpy as np
 
 from onnxaudit.answers import Access
 from onnxaudit.audit.crafting import CraftOptions, craft
-from onnxaudit.audit.judging import judge
+from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.pools import LEARNED
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle

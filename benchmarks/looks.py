@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxaudit.answers import Access, Answers
-from onnxaudit.audit.judging import judge
+from onnxaudit.audit.judging.judging import judge
 from onnxaudit.bundle import QueryBundle, load
 from onnxaudit.cli.console import parse_counts
 from onnxaudit.interview import interview

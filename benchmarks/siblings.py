@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from onnxaudit.answers import Access
 from onnxaudit.audit.crafting import CraftOptions, craft
-from onnxaudit.audit.judging import judge
+from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.cli.console import parse_counts

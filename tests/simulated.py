@@ -7,7 +7,7 @@ from typing import Any
 
 from onnxaudit.answers import Answers
 from onnxaudit.audit.checking import CheckOptions, check
-from onnxaudit.audit.judging import judge
+from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.report.model import Report

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
-from onnxaudit.audit.judging import judge
+from onnxaudit.audit.judging.judging import judge
 from onnxaudit.bundle import FORMAT, KEY, MAX_BYTES, MAX_HEADER, QueryBundle, load
 from onnxaudit.errors import ArtefactError, UsageError
 from tests.bundles import Recorded, rewrite, simulated_bundle

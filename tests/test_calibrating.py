@@ -15,7 +15,7 @@ import pytest
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.calibrating import add_models, ask_model, calibrate, control_accuracy, model_files, refusal
 from onnxaudit.audit.copies import copied
-from onnxaudit.audit.judging import judge
+from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle, load
 from onnxaudit.errors import ArtefactError, OnnxauditError, SuspectError, UsageError

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from onnxaudit.answers import Access
-from onnxaudit.audit.attesting import Binding, bind, commit_to, opening_to, show_rows
 from onnxaudit.audit.checking import CheckOptions, check
 from onnxaudit.audit.progress import Silent
-from onnxaudit.audit.verifying import VerifyOptions, verify_file
+from onnxaudit.audit.verifying.attesting import Binding, bind, commit_to, opening_to, show_rows
+from onnxaudit.audit.verifying.verifying import VerifyOptions, verify_file
 from onnxaudit.bundle import load
 from onnxaudit.cli.commit import parse_rows
 from onnxaudit.decode import canonical

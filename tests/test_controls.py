@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxaudit.answers import Answers
-from onnxaudit.audit.controls import FEWEST_EASY, FEWEST_OF_CLASS, SANE
+from onnxaudit.audit.judging.controls import FEWEST_EASY, FEWEST_OF_CLASS, SANE
 from tests.bundles import CONTROLS, QUERIES
 from tests.simulated import BUNDLE, INNOCENT, VICTIM, judged, replaced, with_references
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxaudit.audit.scan_record import dependent
+from onnxaudit.audit.scan.record import dependent
 from onnxaudit.evidence.calibration import p_floor, p_value
 from onnxaudit.evidence.multiple import e_bh, e_combined, rank_e
 from onnxaudit.evidence.siblings import e_value

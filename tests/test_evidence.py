@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access
-from onnxaudit.audit.comparing import FEWEST_CONTROLS, FEWEST_QUERIES, compare
-from onnxaudit.audit.sides import least_spread
+from onnxaudit.audit.judging.comparing import FEWEST_CONTROLS, FEWEST_QUERIES, compare
+from onnxaudit.audit.judging.sides import least_spread
 from onnxaudit.evidence.calibration import (
     COVARIATE_MODELS,
     TOLERANCE,

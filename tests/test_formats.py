@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.checking import CheckOptions, check
-from onnxaudit.audit.judging import judge
+from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.interview import interview

@@ -12,7 +12,7 @@ import pytest
 from onnxaudit.answers import Answers
 from onnxaudit.audit.checking import _with_references_of
 from onnxaudit.audit.crafting import CraftOptions, craft
-from onnxaudit.audit.judging import judge
+from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import Manifest, ModelEntry, QueryBundle, SchemeEntry
 from onnxaudit.errors import UsageError

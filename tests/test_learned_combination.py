@@ -19,8 +19,8 @@ from torch import nn
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.checking import CheckOptions, check
 from onnxaudit.audit.combining import with_learned_weights
-from onnxaudit.audit.comparing import compare
 from onnxaudit.audit.crafting import CraftOptions, craft
+from onnxaudit.audit.judging.comparing import compare
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle, load
 from onnxaudit.craft.learning.combination import KEPT, fit_combination, weights

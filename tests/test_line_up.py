@@ -16,7 +16,7 @@ from scipy.stats import binom
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.calibrating import calibrate, preregistered
 from onnxaudit.audit.crafting import CraftOptions, craft
-from onnxaudit.audit.judging import judge
+from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.craft.data import load_data

@@ -11,7 +11,7 @@ from scipy.stats import binom
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.checking import CheckOptions, check
-from onnxaudit.audit.judging import judge, planned_order
+from onnxaudit.audit.judging.judging import judge, planned_order
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import SuspectError, UsageError

@@ -13,7 +13,10 @@ import pytest
 import torch
 from scipy import stats
 
-from onnxaudit.audit.accusing import (
+from onnxaudit.audit.crafting import CraftOptions
+from onnxaudit.audit.judging.judging import judge
+from onnxaudit.audit.progress import Silent
+from onnxaudit.audit.redteam.accusing import (
     AGAINST_REFERENCES,
     ASKED,
     ATTACKS,
@@ -33,11 +36,8 @@ from onnxaudit.audit.accusing import (
     reproduces,
     scheme_of,
 )
-from onnxaudit.audit.crafting import CraftOptions
-from onnxaudit.audit.hiding import Hidden, servers_for, without_queries
-from onnxaudit.audit.judging import judge
-from onnxaudit.audit.progress import Silent
-from onnxaudit.audit.redteaming import Redteam, RedteamOptions, redteam
+from onnxaudit.audit.redteam.hiding import Hidden, servers_for, without_queries
+from onnxaudit.audit.redteam.redteaming import Redteam, RedteamOptions, redteam
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.craft.data import load_data
 from onnxaudit.craft.onnx_program import open_onnx_program

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxaudit.audit.crafting import CraftOptions, craft
 from onnxaudit.audit.progress import Silent
-from onnxaudit.audit.verifying import VerifyOptions, verify_file
+from onnxaudit.audit.verifying.verifying import VerifyOptions, verify_file
 from onnxaudit.bundle import load
 from onnxaudit.errors import ArtefactError, UsageError
 from tests.bundles import rewrite

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from onnxaudit.answers import Access, Answers
-from onnxaudit.audit.comparing import compare
+from onnxaudit.audit.judging.comparing import compare
 from onnxaudit.audit.progress import Silent
-from onnxaudit.audit.scan_sources import gathered
-from onnxaudit.audit.scanning import ScanOptions, scan
+from onnxaudit.audit.scan.scanning import ScanOptions, scan
+from onnxaudit.audit.scan.sources import gathered
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import UsageError
 from onnxaudit.report.scanned import Summary

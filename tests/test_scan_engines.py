@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from onnxaudit.audit.progress import Silent
-from onnxaudit.audit.scan_sources import gathered
-from onnxaudit.audit.scanning import ScanOptions, scan
+from onnxaudit.audit.scan.scanning import ScanOptions, scan
+from onnxaudit.audit.scan.sources import gathered
 from onnxaudit.bundle import QueryBundle
 from tests.linear_scan import save_bundle, save_suspects
 

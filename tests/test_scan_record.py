@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from onnxaudit.answers import Access
+from onnxaudit.audit.judging.sides import Pool
 from onnxaudit.audit.progress import Silent
-from onnxaudit.audit.scanning import ScanOptions, scan
-from onnxaudit.audit.sides import Pool
+from onnxaudit.audit.scan.scanning import ScanOptions, scan
 from onnxaudit.bundle import QueryBundle
 from tests.linear_scan import near, save_bundle, save_suspect, weights_of
 

@@ -19,9 +19,9 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from onnxaudit.audit.progress import Silent
-from onnxaudit.audit.scan_lanes import Lanes, by_host
-from onnxaudit.audit.scan_sources import gathered
-from onnxaudit.audit.scanning import ScanOptions, scan
+from onnxaudit.audit.scan.lanes import Lanes, by_host
+from onnxaudit.audit.scan.scanning import ScanOptions, scan
+from onnxaudit.audit.scan.sources import gathered
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import SuspectError, UsageError
 from onnxaudit.fetching import Cache, listed, shown_url

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxaudit.audit.scan_worker import Ask, Briefing, _drop_caches, work
+from onnxaudit.audit.scan.worker import Ask, Briefing, _drop_caches, work
 from tests.linear_scan import save_bundle, save_suspects
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.checking import CheckOptions, check
-from onnxaudit.audit.judging import judge
+from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import UsageError

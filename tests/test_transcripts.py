@@ -18,8 +18,8 @@ from onnxaudit import __version__
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.checking import REPEATS, CheckOptions, check
 from onnxaudit.audit.progress import Silent
-from onnxaudit.audit.records import read_transcript
 from onnxaudit.audit.running import run_check
+from onnxaudit.audit.verifying.records import read_transcript
 from onnxaudit.decode import canonical
 from onnxaudit.errors import ArtefactError, SuspectError
 from onnxaudit.report.model import Report

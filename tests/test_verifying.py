@@ -22,7 +22,7 @@ from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.checking import CheckOptions, check
 from onnxaudit.audit.progress import Silent
 from onnxaudit.audit.running import failed
-from onnxaudit.audit.verifying import VerifyOptions, verify_file
+from onnxaudit.audit.verifying.verifying import VerifyOptions, verify_file
 from onnxaudit.bundle import QueryBundle, SchemeEntry, load
 from onnxaudit.decode import canonical
 from onnxaudit.errors import ArtefactError, OnnxauditError, SuspectError, UsageError

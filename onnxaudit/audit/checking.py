@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import add_models, model_files
-from onnxaudit.audit.comparing import Comparison
 from onnxaudit.audit.exhibiting import exhibits_of
 from onnxaudit.audit.insights import Insights, askable, insights_of, look_inside
-from onnxaudit.audit.judging import judge, look_through, planned_order
-from onnxaudit.audit.looking import Schedule, asking_order
+from onnxaudit.audit.judging.comparing import Comparison
+from onnxaudit.audit.judging.judging import judge, look_through, planned_order
+from onnxaudit.audit.judging.looking import Schedule, asking_order
 from onnxaudit.audit.once import once
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle

@@ -8,8 +8,8 @@ from collections.abc import Collection
 import numpy as np
 
 from onnxaudit.answers import Access
-from onnxaudit.audit.comparing import compare
 from onnxaudit.audit.insights import insights_of
+from onnxaudit.audit.judging.comparing import compare
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import UsageError

@@ -15,8 +15,8 @@ from onnxaudit import __version__
 from onnxaudit.audit.answering import answered
 from onnxaudit.audit.calibrating import add_models, model_files, preregistered
 from onnxaudit.audit.combining import with_learned_weights
-from onnxaudit.audit.comparing import FEWEST_QUERIES
 from onnxaudit.audit.insights import insight_key, insights_of
+from onnxaudit.audit.judging.comparing import FEWEST_QUERIES
 from onnxaudit.audit.pools import LEARNED, gather, peers_of, siblings_of, targets
 from onnxaudit.audit.progress import Progress
 from onnxaudit.audit.sampling import Sampled, rng_of, sample_all

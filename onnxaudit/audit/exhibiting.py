@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
-from onnxaudit.audit.comparing import labels_of
+from onnxaudit.audit.judging.comparing import labels_of
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.report.exhibits import Exhibit, ExhibitGroup
 

@@ -15,7 +15,7 @@ from weakref import WeakSet
 from onnxaudit import __version__
 from onnxaudit.answers import Access, parse_access
 from onnxaudit.audit.checking import CheckOptions, check
-from onnxaudit.audit.comparing import compare
+from onnxaudit.audit.judging.comparing import compare
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.decode import canonical

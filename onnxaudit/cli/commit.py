@@ -23,7 +23,7 @@ def commit(
     debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> None:
     """Bind yourself to a bundle before a dispute, without showing it; show an expert some of its queries later."""
-    from onnxaudit.audit.attesting import Binding, bind, show_rows
+    from onnxaudit.audit.verifying.attesting import Binding, bind, show_rows
 
     if open is not None:
         if date or sign or timestamp_request:

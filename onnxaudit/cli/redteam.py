@@ -41,8 +41,8 @@ def redteam(
     check_alpha(alpha)
     try:
         from onnxaudit.audit.crafting import CraftOptions
-        from onnxaudit.audit.redteaming import RedteamOptions
-        from onnxaudit.audit.redteaming import redteam as run
+        from onnxaudit.audit.redteam.redteaming import RedteamOptions
+        from onnxaudit.audit.redteam.redteaming import redteam as run
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "PyTorch", "torch") from None
     from onnxaudit.report.redteam import redteam_text, write_redteam

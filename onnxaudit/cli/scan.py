@@ -60,9 +60,9 @@ def scan(
     import os
     import sys
 
-    from onnxaudit.audit.scan_sources import gathered
-    from onnxaudit.audit.scanning import ScanOptions
-    from onnxaudit.audit.scanning import scan as run
+    from onnxaudit.audit.scan.scanning import ScanOptions
+    from onnxaudit.audit.scan.scanning import scan as run
+    from onnxaudit.audit.scan.sources import gathered
     from onnxaudit.bundle import load
     from onnxaudit.report.scanned import summary_json, summary_text
 

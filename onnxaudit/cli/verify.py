@@ -32,7 +32,7 @@ def verify(
     debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> None:
     """Check a file against all that it can be checked against, offline. Exit 0: it holds, 3: it does not."""
-    from onnxaudit.audit.verifying import VerifyOptions, verify_file
+    from onnxaudit.audit.verifying.verifying import VerifyOptions, verify_file
     from onnxaudit.cli.console import Console, find_bundle
 
     given = {"data": data, "references": references, "surrogates": surrogates, "siblings": siblings}

@@ -19,7 +19,7 @@ from onnxaudit.answers import Answers, parse_access
 from onnxaudit.audit.benchmark.remembering import Digest, digests_of, memory_name, recall
 from onnxaudit.audit.benchmark.scoring import Scores, entries_of, part_scores, whole
 from onnxaudit.audit.insights import Insights, askable, look_inside
-from onnxaudit.audit.judging import judge
+from onnxaudit.audit.judging.judging import judge
 from onnxaudit.bundle import QueryBundle, SchemeEntry, load
 from onnxaudit.errors import ArtefactError, OnnxauditError
 from onnxaudit.registry import deployed_as, open_suspect

@@ -11,11 +11,11 @@ from typing import Any
 
 from onnxaudit import __version__
 from onnxaudit.alone import alone
-from onnxaudit.audit.accusing import ATTACKS, Claim, Court, accuse, divided
 from onnxaudit.audit.calibrating import model_files
 from onnxaudit.audit.crafting import CraftOptions, craft, victim_of
-from onnxaudit.audit.hiding import PLAIN, Hidden, hide
 from onnxaudit.audit.progress import Progress
+from onnxaudit.audit.redteam.accusing import ATTACKS, Claim, Court, accuse, divided
+from onnxaudit.audit.redteam.hiding import PLAIN, Hidden, hide
 from onnxaudit.bundle import QueryBundle, load
 from onnxaudit.craft.data import load_data
 from onnxaudit.craft.victim import Victim

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.insights import Insights, insight_key, insights_of
-from onnxaudit.audit.sides import LinedUp, Pool, label_change, pool_of, side_of
+from onnxaudit.audit.judging.sides import LinedUp, Pool, label_change, pool_of, side_of
 from onnxaudit.bundle import QueryBundle, SchemeEntry
 from onnxaudit.errors import ArtefactError
 from onnxaudit.evidence.calibration import STATISTIC, Floats, mean_agreement, standardise, studentised, usable

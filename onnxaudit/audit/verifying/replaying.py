@@ -15,8 +15,8 @@ from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import control_accuracy, with_models
 from onnxaudit.audit.checking import beside, steady, without_references
-from onnxaudit.audit.judging import judge
-from onnxaudit.audit.records import read_json, read_transcript
+from onnxaudit.audit.judging.judging import judge
+from onnxaudit.audit.verifying.records import read_json, read_transcript
 from onnxaudit.bundle import ModelEntry, QueryBundle, load
 from onnxaudit.decode import canonical, decode
 from onnxaudit.errors import ArtefactError, UsageError

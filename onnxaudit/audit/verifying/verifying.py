@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxaudit.audit.attesting import verify_commitment, verify_envelope, verify_opening, verify_stamp
 from onnxaudit.audit.progress import Progress, Silent
-from onnxaudit.audit.records import kind_of
-from onnxaudit.audit.replaying import verify_report, verify_transcript
+from onnxaudit.audit.verifying.attesting import verify_commitment, verify_envelope, verify_opening, verify_stamp
+from onnxaudit.audit.verifying.records import kind_of
+from onnxaudit.audit.verifying.replaying import verify_report, verify_transcript
 from onnxaudit.bundle import QueryBundle, load
 from onnxaudit.errors import UsageError, missing_extra
 
@@ -81,7 +81,7 @@ def verify_file(path: Path, options: VerifyOptions, progress: Progress | None = 
 
 def _reproduced(bundle: QueryBundle, given: Mapping[str, Any], where: str, progress: Progress) -> Iterator[str]:
     try:
-        from onnxaudit.audit.reproducing import Ingredients, verify_reproduced
+        from onnxaudit.audit.verifying.reproducing import Ingredients, verify_reproduced
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "PyTorch", "torch") from None
     yield from verify_reproduced(bundle, Ingredients(**given), where, progress)

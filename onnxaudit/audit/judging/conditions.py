@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from onnxaudit.answers import Answers
-from onnxaudit.audit.controls import references_of, stronger
-from onnxaudit.audit.looking import Seen
+from onnxaudit.audit.judging.controls import references_of, stronger
+from onnxaudit.audit.judging.looking import Seen
 from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.report.model import Controls, LineUp

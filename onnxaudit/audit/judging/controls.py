@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import control_accuracy
-from onnxaudit.audit.comparing import FEWEST_CONTROLS, labels_of
+from onnxaudit.audit.judging.comparing import FEWEST_CONTROLS, labels_of
 from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.report.model import Controls

@@ -21,9 +21,9 @@ from onnxaudit.answers import parse_access
 from onnxaudit.audit.checking import CheckOptions
 from onnxaudit.audit.progress import Progress
 from onnxaudit.audit.running import check_judgeable, failed, target_digest
-from onnxaudit.audit.scan_lanes import Lanes, by_host
-from onnxaudit.audit.scan_record import Record
-from onnxaudit.audit.scan_worker import TOLD_TOGETHER, Ask, Asked, Briefing, Tell, cache_folder, checked, work, written
+from onnxaudit.audit.scan.lanes import Lanes, by_host
+from onnxaudit.audit.scan.record import Record
+from onnxaudit.audit.scan.worker import TOLD_TOGETHER, Ask, Asked, Briefing, Tell, cache_folder, checked, work, written
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.decode import canonical
 from onnxaudit.engines import Engine, Lost, check_engine, open_engine

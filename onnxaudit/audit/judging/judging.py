@@ -11,11 +11,11 @@ import numpy as np
 
 from onnxaudit import __version__
 from onnxaudit.answers import Answers
-from onnxaudit.audit.comparing import Comparison, compare
-from onnxaudit.audit.conditions import conditions_of
-from onnxaudit.audit.controls import controls_of, references_of, stronger, weak_references
 from onnxaudit.audit.insights import Insights, askable
-from onnxaudit.audit.looking import Schedule, Seen, schedule, walk
+from onnxaudit.audit.judging.comparing import Comparison, compare
+from onnxaudit.audit.judging.conditions import conditions_of
+from onnxaudit.audit.judging.controls import controls_of, references_of, stronger, weak_references
+from onnxaudit.audit.judging.looking import Schedule, Seen, schedule, walk
 from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value, spread_of

@@ -18,13 +18,13 @@ from scipy.special import betainc
 from onnxaudit.answers import Answers
 from onnxaudit.audit.answering import answered
 from onnxaudit.audit.calibrating import add_models
-from onnxaudit.audit.controls import references_of
 from onnxaudit.audit.crafting import CraftOptions, craft
-from onnxaudit.audit.judging import judge
+from onnxaudit.audit.judging.controls import references_of
+from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.pools import peers_of, targets
 from onnxaudit.audit.progress import Progress, Silent
-from onnxaudit.audit.reproducing import Ingredients, verify_reproduced
 from onnxaudit.audit.sampling import rng_of
+from onnxaudit.audit.verifying.reproducing import Ingredients, verify_reproduced
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.craft.data import Data
 from onnxaudit.craft.framing import Logits, Push, frame, logits_of

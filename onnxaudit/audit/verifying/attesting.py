@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from onnxaudit.audit.records import kind_of, read_bytes, read_text, read_transcript
-from onnxaudit.audit.replaying import sealed_report
+from onnxaudit.audit.verifying.records import kind_of, read_bytes, read_text, read_transcript
+from onnxaudit.audit.verifying.replaying import sealed_report
 from onnxaudit.bundle import KEY, QueryBundle, load
 from onnxaudit.decode import parse
 from onnxaudit.errors import ArtefactError, UsageError

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
-from onnxaudit.audit.comparing import Comparison
 from onnxaudit.audit.insights import askable
+from onnxaudit.audit.judging.comparing import Comparison
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.evidence.sequential import Glance, Standing, futile, order_of_entry
 

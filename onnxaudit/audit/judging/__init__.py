@@ -1,0 +1,1 @@
+"""From answers to a report: no suspect, no network, no printing."""

@@ -1,0 +1,1 @@
+"""How an audit stands up to an accuser who cheats and to a party who hides."""

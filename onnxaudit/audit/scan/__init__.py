@@ -1,0 +1,1 @@
+"""Scanning many suspects against several bundles."""

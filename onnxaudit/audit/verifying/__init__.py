@@ -1,0 +1,1 @@
+"""What another expert does with what was left: recompute, check, craft again."""
