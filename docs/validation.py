@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import beta, binom
+from scipy.stats import beta, binom, t
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.calibrating import preregistered
 from onnxaudit.audit.crafting import CraftOptions, craft
-from onnxaudit.audit.judging import judge
+from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.interview import interview
@@ -43,6 +43,8 @@ SIBLINGS, TWINS = 24, 5
 """Of the models by the victim's recipe: so many in a bundle, and so many kept out of all bundles, as honest twins."""
 AUTO = ("ipguard-tl", "sac-m", "akh")
 QUERY_LEVEL = ("ipguard-tl", "akh", "random")
+VIEWS, UNIVERSAL, UNIVERSAL_VICTIMS = 20, 4000, 2
+"""FUAP's views and its queries, 200 a view as in the paper, and for how many of the victims they are asked."""
 WAYS: Mapping[str, str] = {
     "rank": "rank among the references, no tolerance",
     "finding": "**the finding** (`mean-z/1`, tolerance)",
@@ -54,11 +56,12 @@ WAYS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """One model of the zoo, and what it said to every bundle."""
+    """One model of the zoo, and what it said to every bundle, and to those of FUAP."""
 
     entry: ZooEntry
     card: SuspectCard
     answers: Sequence[Answers]
+    universal: Sequence[Answers]
 
 
 def main() -> None:
@@ -71,10 +74,11 @@ def main() -> None:
     zoo = load_zoo(given.folder / "zoo.json")
     kin = [given.folder / "victim.pt", *(_program(entry) for entry in zoo if entry.kind == "sibling")]
     bundles = [_bundle(given.folder, zoo, kin, place) for place in range(min(given.victims, len(kin) - TWINS))]
+    universal = [_universal(given.folder, zoo, kin, place) for place in range(min(UNIVERSAL_VICTIMS, len(bundles)))]
     judged = [entry for entry in zoo if entry.kind in ("negative", "positive")]
     judged += [entry for entry in zoo if entry.kind == "sibling"][-TWINS:]
-    models = list(_ask(judged, bundles))
-    figures = measure(bundles, models)
+    models = list(_ask(judged, bundles, universal))
+    figures = measure(bundles, universal, models)
     given.output.with_suffix(".json").write_text(packed(figures), encoding="utf-8")
     figures = unpacked(given.output.with_suffix(".json").read_text(encoding="utf-8"))
     folder = given.output.with_suffix("")
@@ -96,27 +100,39 @@ def _bundle(folder: Path, zoo: Sequence[ZooEntry], kin: Sequence[Path], place: i
         link = links / f"sibling-{number:02d}.pt"
         link.unlink(missing_ok=True)
         link.symlink_to(file.resolve())
-    options = CraftOptions(
-        victim=kin[place],
-        data=folder / "craft.npz",
-        schemes=(*AUTO, "random", "line-up"),
-        reference_files=[Path(entry.file) for entry in zoo if entry.kind == "reference"],
-        siblings=links,
-        device="cpu",
-        scale=1 / 255 if place else None,
-        layout="NCHW" if place else None,
-    )
+    options = dataclasses.replace(_options(folder, zoo, kin[place], place), schemes=(*AUTO, "random", "line-up"), siblings=links)
     bundle = craft(options, Silent())
     print(f"bundle {place}: victim {kin[place].name}", flush=True)
     return dataclasses.replace(bundle, id=f"{place:064x}")
 
 
-def _ask(entries: Sequence[ZooEntry], bundles: Sequence[QueryBundle]) -> Iterator[Asked]:
+def _universal(folder: Path, zoo: Sequence[ZooEntry], kin: Sequence[Path], place: int) -> QueryBundle:
+    """FUAP's queries; a third of the references shows what views of independent models are like."""
+    options = dataclasses.replace(
+        _options(folder, zoo, kin[place], place), schemes=(f"fuap-t:views={VIEWS}",), queries=UNIVERSAL, controls=0
+    )
+    print(f"universal perturbations {place}: victim {kin[place].name}", flush=True)
+    return craft(options, Silent())
+
+
+def _options(folder: Path, zoo: Sequence[ZooEntry], victim: Path, place: int) -> CraftOptions:
+    return CraftOptions(
+        victim=victim,
+        data=folder / "craft.npz",
+        reference_files=[Path(entry.file) for entry in zoo if entry.kind == "reference"],
+        device="cpu",
+        scale=1 / 255 if place else None,
+        layout="NCHW" if place else None,
+    )
+
+
+def _ask(entries: Sequence[ZooEntry], bundles: Sequence[QueryBundle], universal: Sequence[QueryBundle]) -> Iterator[Asked]:
     for number, entry in enumerate(entries):
         manifest = bundles[0].manifest
         target = Target(entry.file, manifest.input, manifest.victim.num_classes, "cpu", options={"threads": 1})
         with open_suspect(target) as suspect:
-            yield Asked(entry, suspect.card, [interview(suspect, bundle.queries).answers for bundle in bundles])
+            said = [[interview(suspect, bundle.queries).answers for bundle in asking] for asking in (bundles, universal)]
+            yield Asked(entry, suspect.card, *said)
         if number % 50 == 49:
             print(f"{number + 1} of {len(entries)} models asked", flush=True)
 
@@ -166,7 +182,7 @@ def _only(bundle: QueryBundle, names: Sequence[str], *, siblings: bool) -> Query
     return preregistered(dataclasses.replace(bundle, manifest=plain))
 
 
-def measure(bundles: Sequence[QueryBundle], models: Sequence[Asked]) -> dict[str, Any]:
+def measure(bundles: Sequence[QueryBundle], universal: Sequence[QueryBundle], models: Sequence[Asked]) -> dict[str, Any]:
     """p-values of every model, by victim, access and way of judging; and those of tests on single queries."""
     rows = []
     for place, bundle in enumerate(bundles):
@@ -176,6 +192,7 @@ def measure(bundles: Sequence[QueryBundle], models: Sequence[Asked]) -> dict[str
                 continue  # derived from the first victim only
             for access in (Access.LOGITS, Access.LABEL):
                 answers = model.answers[place].degrade(access)
+                views = model.universal[place].degrade(access) if place < len(universal) else None
                 rows.append(
                     {
                         "victim": place,
@@ -184,7 +201,8 @@ def measure(bundles: Sequence[QueryBundle], models: Sequence[Asked]) -> dict[str
                         "accuracy": model.entry.accuracy,
                         "access": "label" if access == Access.LABEL else "logits",
                         "p": _p_values(plain, kin, model.card, answers),
-                        "queries": _query_level(bundle, answers),
+                        "queries": _query_level(bundle, answers)
+                        | {"fuap-t": None if views is None else _t_test(universal[place], model.card, views)},
                     }
                 )
     manifest = bundles[0].manifest
@@ -223,6 +241,12 @@ def _query_level(bundle: QueryBundle, answers: Answers) -> dict[str, float]:
             rate = float(np.clip(np.mean([said == own for said in pool]), 0.5 / len(own), 1 - 0.5 / len(own)))
             found[entry.name] = float(binom.sf(int((answers.labels[rows] == own).sum()) - 1, len(own), rate))
     return found
+
+
+def _t_test(bundle: QueryBundle, card: SuspectCard, answers: Answers) -> float:
+    """FUAP's one-sided test, as if views were independent: Welch's t, on the fewest degrees of freedom it may have."""
+    (scheme,) = judge(bundle, card, answers, 0.2).schemes
+    return 1.0 if scheme.score is None else float(t.sf(scheme.score, VIEWS - 1))
 
 
 # ------------------------------------------------------------------------------------------------------------------ tables
@@ -283,6 +307,11 @@ def query_level_rows(figures: Mapping[str, Any]) -> list[list[str]]:
         table.append(
             [f"binomial test, {name}, 100 queries", *(f"{(values <= level).mean():.1%}" for level in (0.05, 0.01, 1e-3, 1e-6))]
         )
+    for access, words in (("logits", "scores"), ("label", "labels")):
+        asked = selected(figures, access, lambda row: row["kind"] == "negative" and row["queries"]["fuap-t"] is not None)
+        values = np.array([row["queries"]["fuap-t"] for row in asked])
+        shares = (f"{(values <= level).mean():.1%}" for level in (0.05, 0.01, 1e-3, 1e-6))
+        table.append([f"t-test of FUAP, {words}, {UNIVERSAL} queries, {UNIVERSAL_VICTIMS} victims", *shares])
     own = p_of(rows, "finding")
     table.append(["the finding", *(f"{(own <= level + 1e-12).mean():.1%}" for level in (0.05, 0.01)), "-", "-"])
     return table
@@ -336,8 +365,11 @@ def page(figures: Mapping[str, Any]) -> str:
         "## What tests on single queries would say",
         "",
         "A binomial test asks whether the suspect matches more queries than the references' mean rate explains, as if",
-        "queries were independent. They are not: a model that matches one boundary query matches others. Share of the same",
-        "innocents accused, labels, all victims:",
+        "queries were independent. They are not: a model that matches one boundary query matches others. FUAP's t-test asks",
+        "whether the suspect's views of the queries are closer to the victim's than those of 33 references are, as if a model's",
+        "views were independent. They tell how sure one is of this model's mean, not how means differ between innocents, so any",
+        "innocent above the references' mean is accused. (Against views that were frozen from scores, labels never look close.)",
+        "Share of the same innocents accused; binomial tests with labels, all victims:",
         "",
         markdown_table(["test", "nominal 5 %", "1 %", "0.1 %", "0.0001 %"], query_level_rows(figures)),
         "",
