@@ -35,6 +35,7 @@ from onnxaudit.registry import open_suspect
 from onnxaudit.report.text import table
 from onnxaudit.suspect import Target
 from onnxaudit.zoo.manifest import ZooEntry, load_zoo
+from onnxaudit.zoo.saving import DIFFERENTIABLE
 
 FEW = 100
 HEAD = ("siblings", "queries", "access", "kind", "task", "models", "AUC", "TPR@5%", "derived", "by rank")
@@ -46,6 +47,8 @@ def crafted(given: argparse.Namespace, references: Sequence[Path], count: int, q
     with tempfile.TemporaryDirectory() as folder:
         for file in files:
             (Path(folder) / file.name).symlink_to(file.resolve())
+            if (trained := file.with_suffix(DIFFERENTIABLE)).is_file():
+                (Path(folder) / trained.name).symlink_to(trained.resolve())
         options = CraftOptions(
             given.victim,
             given.data,
