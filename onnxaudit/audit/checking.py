@@ -27,6 +27,7 @@ from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import BudgetSpent, UsageError
 from onnxaudit.interview import Interview, interview
 from onnxaudit.report.model import Report
+from onnxaudit.sandbox.limits import Limits
 from onnxaudit.suspect import Suspect, SuspectCard, Target
 from onnxaudit.transcript import SCHEMA, Batch, Transcript
 
@@ -40,7 +41,7 @@ class CheckOptions:
 
     looks: so many queries of the schemes are asked between looks at the answers; None: all at once. exhibits: single queries are
     wanted in the report. access, target: recorded in the transcript; target is a digest of all that says which suspect a URL and
-    its headers mean.
+    its headers mean. sandbox: limits of the process that the suspect's runtime is confined to; None: it runs here.
     """
 
     alpha: float | None = None
@@ -54,6 +55,7 @@ class CheckOptions:
     target: str | None = None
     looks: tuple[int, ...] | None = None
     exhibits: bool = False
+    sandbox: Limits | None = None
 
 
 @dataclass(slots=True)

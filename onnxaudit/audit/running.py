@@ -24,6 +24,7 @@ from onnxaudit.evidence.calibration import p_floor
 from onnxaudit.fetching import shown_url
 from onnxaudit.registry import open_suspect, reduce_access
 from onnxaudit.report.model import INCONCLUSIVE, Controls, Report
+from onnxaudit.sandbox.limits import Limits
 from onnxaudit.suspect import Suspect, Target
 
 CREDENTIALS = re.compile("auth|cookie|key|token|secret|signature|date", re.IGNORECASE)
@@ -58,7 +59,7 @@ def run_check(
     opened: Suspect | None = None
     target = Target(source, bundle.manifest.input, bundle.manifest.victim.num_classes, options.device, options=dict(http), **said)
     try:
-        with open_suspect(target) as opened:
+        with _opened(target, options.sandbox) as opened:
             suspect = _reduced(opened, level)
             return check(bundle, suspect, options, progress, time.perf_counter() - started)
     except (OnnxauditError, KeyboardInterrupt) as error:
@@ -75,6 +76,14 @@ def check_judgeable(bundle: QueryBundle) -> None:
     if bundle not in _JUDGEABLE:
         compare(bundle, [], bundle.answers["victim"])
         _JUDGEABLE.add(bundle)
+
+
+def _opened(target: Target, limits: Limits | None) -> Suspect:
+    if limits is None:
+        return open_suspect(target)
+    from onnxaudit.sandbox.suspect import open_confined  # few checks need it
+
+    return open_confined(target, limits)
 
 
 def _reduced(suspect: Suspect, level: tuple[Access, int] | None) -> Suspect:

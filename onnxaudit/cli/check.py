@@ -18,6 +18,7 @@ from onnxaudit.cli.console import (
     parse_shape,
 )
 from onnxaudit.errors import UsageError
+from onnxaudit.sandbox.limits import Limits, parse_limits
 
 
 def check(
@@ -38,6 +39,12 @@ def check(
     ] = None,
     budget: Annotated[int | None, typer.Option(help="Send at most so many queries, retries included.")] = None,
     evidence: Annotated[Path | None, typer.Option(help="Transcript (JSONL). Over HTTP it is kept by default.")] = None,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="Run the suspect in a process of its own that may do next to nothing.")
+    ] = False,
+    sandbox_limits: Annotated[
+        str | None, typer.Option(help="With --sandbox: GiB, and seconds. Default: memory=8,cpu=3600,wall=600.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the transcript; nothing answered is asked again.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     output: Annotated[list[Path] | None, typer.Option("-o", "--output", help="Also write .html, .json, .md or .txt.")] = None,
@@ -91,6 +98,7 @@ def check(
         device,
         looks=_planned(looks, loaded.manifest.looks, url),
         exhibits=any(path.suffix in (".html", ".md") for path in output or []),
+        sandbox=_confinement(sandbox, sandbox_limits, url),
     )
     said = {
         "shape": parse_shape(input),
@@ -127,6 +135,15 @@ def check(
         for path in output or []:
             write_all(report, path, loaded)
     return report.exit_code
+
+
+def _confinement(wanted: bool, said: str | None, url: str | None) -> Limits | None:
+    """The limits of the sandbox, or None where there is to be none."""
+    if url is not None and (wanted or said):
+        raise UsageError("--sandbox is for models that run here", "An endpoint runs elsewhere: leave it out.")
+    if said is not None and not wanted:
+        raise UsageError("--sandbox-limits without --sandbox means nothing", "Add --sandbox.")
+    return parse_limits(said) if wanted else None
 
 
 def _planned(said: str | None, of_bundle: tuple[int, ...], url: str | None) -> tuple[int, ...] | None:

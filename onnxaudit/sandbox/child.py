@@ -1,0 +1,85 @@
+"""The confined process: gives up its rights, then opens the suspect and answers what it is asked, until its input ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from typing import IO, Any
+
+from onnxaudit.sandbox.confine import confine
+from onnxaudit.sandbox.limits import Limits
+
+
+def main() -> None:
+    """Run with the settings in the only argument, as JSON. Messages go over what were standard input and output."""
+    settings = json.loads(sys.argv[1])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests = os.fdopen(os.dup(0), "rb")
+    replies = os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1):  # what a runtime prints must not get among the messages
+        os.dup2(nowhere, standard)
+    applied, lacking = confine(Limits(**settings["limits"]), settings["readable"], settings["devices"])
+    # only now is anything imported that starts threads: each thread has rights of its own
+    from onnxaudit.sandbox.frames import write
+
+    write(replies, {"applied": applied, "lacking": lacking})
+    _serve(requests, replies)
+
+
+def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
+    from onnxaudit.errors import OnnxauditError
+    from onnxaudit.registry import open_suspect
+    from onnxaudit.sandbox.frames import read, write
+    from onnxaudit.suspect import InputSpec, Suspect, Target
+
+    suspect: Suspect | None = None
+    while True:
+        try:
+            head, arrays = read(requests)
+        except EOFError:
+            return
+        try:
+            if "open" in head:
+                told = head["open"]
+                suspect = open_suspect(Target(**{**_tuples(told), "spec": InputSpec(**_tuples(told["spec"]))}))
+                card = suspect.card
+                about = {name: getattr(card, name) for name in ("kind", "num_classes", "sha256", "batch", "max_batch")}
+                write(replies, {"card": {**about, "input": dataclasses.asdict(card.input), "runtime": dict(card.runtime)}})
+            elif suspect is None:
+                return
+            elif "inside" in head:
+                seen = suspect.inside(head["inside"], arrays[0], **head["parameters"])
+                write(replies, {"seen": seen is not None}, [] if seen is None else [seen])
+            else:
+                answers = suspect.ask(arrays[0])
+                said = {"access": answers.access.word, "num_classes": answers.num_classes}
+                write(replies, said, [answers.classes] + ([] if answers.scores is None else [answers.scores]))
+        except OnnxauditError as error:
+            words = {"what": error.what[:2000], "hint": error.hint[:2000]}
+            write(replies, {"error": error.exit_code, **words, "memory": _lacks_memory(error)})
+        except Exception as error:  # foreign code can raise anything
+            what = f"{type(error).__name__}: {error}"
+            write(replies, {"error": 4, "what": what[:2000], "hint": "", "memory": _lacks_memory(error)})
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error comes of memory that could not be had; each runtime says it in its own words."""
+    words = ("bad_alloc", "failed to allocate", "can't allocate memory", "cannot allocate memory", "out of memory")
+    while error is not None:
+        text: Any = str(error).lower()
+        if isinstance(error, MemoryError) or any(word in text for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""A suspect whose runtime is confined to a process of its own. What that says is believed no more than what a server says."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxaudit.answers import Access, Answers
+from onnxaudit.decode import decode
+from onnxaudit.errors import ArtefactError, OnnxauditError, SuspectError, UsageError
+from onnxaudit.registry import kind_of
+from onnxaudit.sandbox.limits import Limits
+from onnxaudit.sandbox.process import Confined
+from onnxaudit.suspect import InputSpec, Queries, Suspect, SuspectCard, Target
+
+MAX_CLASSES = 1_000_000
+MAX_BATCH = 1 << 16
+_SYSTEM = (
+    *("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives"),
+    *("/proc", "/sys/devices", "/sys/bus/pci", "/sys/fs/cgroup", "/dev/urandom", "/dev/random", "/dev/zero"),
+)
+_ALONE = ("ort", "pt", "ts", "pt2", "tflite")
+"""Kinds whose files need no other."""
+_ERRORS: Mapping[int, type[OnnxauditError]] = {2: UsageError, 3: ArtefactError, 4: SuspectError}
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """A card as the confined process describes it."""
+
+    kind: str
+    input: InputSpec
+    num_classes: int | None
+    sha256: str | None
+    batch: int | None
+    max_batch: int | None
+    runtime: Mapping[str, str]
+
+
+def open_confined(target: Target, limits: Limits) -> ConfinedSuspect:
+    """Open a file, or a Python function, in a confined process. The card's runtime facts say what was applied, and what not.
+
+    Raises UsageError for a URL, and what opening raises without confinement; SuspectError (exit 4) where the runtime crashes,
+    hangs, needs more than its limits, or says what cannot be.
+    """
+    kind = kind_of(target.source)
+    if "://" in target.source:
+        raise UsageError("--sandbox is for models that run here", "An endpoint runs elsewhere: leave it out.")
+    path = None if kind == "python" else Path(target.source).absolute()
+    if path is not None and not path.is_file():
+        raise UsageError(f"{target.source} is not a file", "Check the path.")
+    digest = None if path is None else _sha256(path)
+    devices = ["/dev/null"] if target.device == "cpu" else ["/dev/null", *map(str, Path("/dev").glob("nvidia*"))]
+    process = Confined(target.source, limits, readable(path), devices)
+    try:
+        head, _ = process.exchange({"open": _told(target)}, most=0)
+        _raise_error(head, target.source, limits)
+        card = _card(head.get("card"), target, digest)
+    except BaseException:
+        process.close()
+        raise
+    facts = {"sandbox": ", ".join(process.applied)}
+    if process.lacking:
+        facts["sandbox lacks"] = ", ".join(process.lacking)
+    return ConfinedSuspect(process, replace(card, runtime={**card.runtime, **facts}), limits)
+
+
+class ConfinedSuspect(Suspect):
+    """The parent's side. Every array that comes back is checked in shape, type and range before it counts as an answer."""
+
+    def __init__(self, process: Confined, card: SuspectCard, limits: Limits) -> None:
+        self.card = card
+        self._process: Confined | None = process
+        self._limits = limits
+
+    def _ask(self, queries: Queries) -> Answers:
+        """Answers to one batch. Raises SuspectError for what no suspect can say, or if the process dies."""
+        head, arrays = self._exchange({"ask": True}, queries, len(queries) * MAX_CLASSES * 8)
+        return read_answers(head, arrays, len(queries), self.card.source)
+
+    def inside(self, kind: str, queries: Queries, **parameters: Any) -> NDArray[np.floating[Any]] | None:
+        """As the suspect shows it; see ``Suspect.inside``."""
+        head, arrays = self._exchange({"inside": kind, "parameters": parameters}, queries)
+        if head.get("seen") is False:
+            return None
+        sound = len(arrays) == 1 and arrays[0].dtype.kind == "f" and arrays[0].ndim >= 2 and len(arrays[0]) == len(queries)
+        if not sound or not np.isfinite(arrays[0]).all():
+            raise SuspectError(f"{self.card.source} showed its {kind} in a form that cannot be")
+        return arrays[0]
+
+    def _exchange(self, head: dict[str, Any], queries: Queries, most: int = 1 << 30) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+        if self._process is None:
+            raise SuspectError(f"{self.card.source} is closed")
+        head, arrays = self._process.exchange(head, [queries], most)
+        _raise_error(head, self.card.source, self._limits)
+        return head, arrays
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+
+def read_answers(head: Mapping[str, Any], arrays: Sequence[NDArray[Any]], n: int, source: str) -> Answers:
+    """Answers to n queries from a message of the confined process. Raises SuspectError for what no suspect can say."""
+    classes = arrays[0] if arrays else np.empty((0, 0), np.int32)
+    scores = arrays[1] if len(arrays) > 1 else None
+    word, count = head.get("access"), head.get("num_classes")
+    access = {level.word: level for level in Access}.get(word) if isinstance(word, str) else None
+    limit = MAX_CLASSES if count is None else count
+    sound = (
+        access is not None
+        and type(limit) is int
+        and 0 < limit <= MAX_CLASSES
+        and classes.dtype == np.int32
+        and classes.ndim == 2
+        and len(classes) == n
+        and 0 < classes.shape[1] <= limit
+        and (scores is None) == (access == Access.LABEL)
+        and (scores is None or (scores.dtype == np.float32 and scores.shape == classes.shape))
+        and (scores is not None or classes.shape[1] == 1)
+    )
+    if not sound or access is None:
+        raise SuspectError(f"{source} gave answers that contradict themselves", "Nothing was found out.")
+    distinct = bool((np.diff(np.sort(classes, axis=1), axis=1) > 0).all())
+    ranked = scores is None or bool(np.isfinite(scores).all() and (scores[:, 1:] <= scores[:, :-1]).all())
+    if not ranked or not distinct or int(classes.min()) < 0 or int(classes.max()) >= limit:
+        raise SuspectError(f"{source} gave answers that no model gives", "They are not ranked, not finite, or name no class.")
+    return Answers(classes, scores, access, count)
+
+
+def readable(path: Path | None) -> list[str]:
+    """Files and folders that the confined process may read: Python, its packages, the system's libraries, and the suspect.
+
+    Of the suspect's folder only its own file, unless it may have weights in others. None: a function, found from here.
+    """
+    scheme = sysconfig.get_paths()
+    packages = [sys.prefix, sys.base_prefix, *(entry for entry in sys.path if Path(entry).is_absolute()), scheme["platlib"]]
+    libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    own = [str(Path.cwd())] if path is None else [str(path)]
+    if path is not None and _may_need_others(path):
+        own.append(str(path.parent))
+    shared = [entry for entry in libraries if Path(entry).is_absolute()]
+    found = [*_SYSTEM, *packages, *shared, str(Path(__file__).parents[2]), *own]
+    return list(dict.fromkeys(os.path.realpath(entry) for entry in found))
+
+
+def _may_need_others(path: Path) -> bool:
+    kind = path.suffix[1:].lower()
+    if kind != "onnx":
+        return kind not in _ALONE
+    tail = b""
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            if b"location" in tail + chunk:  # the key that each tensor in another file carries
+                return True
+            tail = chunk[-8:]
+    return False
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtefactError(f"{path.name} cannot be read: {error.strerror or error}") from None
+
+
+def _told(target: Target) -> dict[str, Any]:
+    """A target as it goes to the confined process; of the options only plain values, and nothing that is for a server."""
+    options = {name: value for name, value in target.options.items() if name not in _SERVERS}
+    plain: dict[str, Any] = {name: value for name, value in options.items() if isinstance(value, str | int | float)}
+    names = target.options.get("class_names")
+    if isinstance(names, list | tuple):
+        plain["class_names"] = [str(name) for name in names]
+    said = {name: getattr(target, name) for name in _SAID}
+    return {**said, "spec": asdict(target.spec), "options": plain}
+
+
+_SAID = ("source", "num_classes", "device", "shape", "layout", "dtype", "scale", "mean", "std", "channels")
+_SERVERS = ("ca_bundle", "client_cert", "timeout", "rate", "budget", "dialect")
+
+
+def _raise_error(head: Mapping[str, Any], source: str, limits: Limits) -> None:
+    """Raise the error that a message tells of, if it does; its text is somebody else's."""
+    if "error" not in head:
+        return
+    if head.get("memory") is True:
+        raise SuspectError(f"the runtime of {source} needs more than {limits.memory} GiB of memory", "See --sandbox-limits.")
+    what, hint = (_clean(head.get(name), 400) for name in ("what", "hint"))
+    raise _ERRORS.get(head["error"] if type(head["error"]) is int else 4, SuspectError)(what or f"{source} failed", hint)
+
+
+def _card(value: object, target: Target, digest: str | None) -> SuspectCard:
+    """The suspect's card. Raises SuspectError where it says what cannot be, or is of another file."""
+    try:
+        card = decode(_Card, value, "its card")
+    except ArtefactError as error:
+        raise SuspectError(f"the runtime of {target.source} sent nonsense from the sandbox: {error.what[:120]}") from None
+    sizes = [size for size in (card.batch, card.max_batch) if size is not None]
+    sound = (
+        card.input.problem() is None
+        and math.prod(card.input.shape) <= 1 << 28
+        and all(0 < size <= MAX_BATCH for size in sizes)
+        and card.num_classes in (None, target.num_classes)
+        and len(card.runtime) <= 64
+    )
+    if not sound or (card.sha256 is not None and card.sha256 != digest):
+        raise SuspectError(f"the runtime of {target.source} describes another model than the file", "Nothing was found out.")
+    runtime = {_clean(name, 200): _clean(text, 200) for name, text in card.runtime.items()}
+    return SuspectCard(
+        target.source, _clean(card.kind, 40), card.input, card.num_classes, card.sha256, card.batch, card.max_batch, runtime
+    )
+
+
+def _clean(text: object, most: int) -> str:
+    """Printable text of bounded length, on one line."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(text)[:most])
