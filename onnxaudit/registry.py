@@ -140,3 +140,11 @@ def quantise(kind: str, source: Path, target: Path, calibration: Queries | None 
 def open_graph(graph: bytes) -> Graph:
     """A learned detector's frozen network, ready to run; the adapters bring what runs it. Raises ArtefactError for a bad one."""
     return cast("Callable[[bytes], Graph]", pkgutil.resolve_name("onnxaudit_adapters.graph:open_graph"))(graph)
+
+
+def providers() -> Mapping[str, str]:
+    """ONNX Runtime's execution providers: "" for one that really runs a model, else why it does not.
+
+    Raises whatever a missing or damaged ONNX Runtime raises.
+    """
+    return cast("Callable[[], Mapping[str, str]]", pkgutil.resolve_name("onnxaudit_adapters.providers:providers"))()

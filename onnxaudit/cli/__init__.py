@@ -26,6 +26,7 @@ COMMANDS = (
     "redteam",
     "schemes",
     "adapters",
+    "doctor",
     "demo",
 )
 
