@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from onnxaudit.cli.console import Console, parse_counts, parse_input
+from onnxaudit.cli.options import AllowPickle, ChannelOrder, Debug, Device, Layout, Mean, Model, Scale, Std, VictimInput
 from onnxaudit.errors import UsageError, missing_extra
 
 BUDGETS = "50,100,200,400,1000"
@@ -33,16 +34,16 @@ def bench(
     jobs: Annotated[int | None, typer.Option(help="Processes. Default: one a core.")] = None,
     engine: Annotated[str, typer.Option(help="local, dask or ray.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of an existing cluster.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    model: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="As for craft.")] = False,
-    input: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    scale: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    mean: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    std: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    layout: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    channel_order: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
+    device: Device = "auto",
+    model: Model = None,
+    allow_pickle: AllowPickle = False,
+    input: VictimInput = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: Layout = None,
+    channel_order: ChannelOrder = None,
+    debug: Debug = False,
 ) -> None:
     """Measure schemes on a zoo of models whose origin is known (needs PyTorch to craft)."""
     from onnxaudit.answers import parse_access

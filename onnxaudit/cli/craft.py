@@ -7,6 +7,19 @@ from typing import Annotated
 import typer
 
 from onnxaudit.cli.console import Console, check_alpha, parse_counts, parse_input
+from onnxaudit.cli.options import (
+    AllowPickle,
+    ChannelOrder,
+    Debug,
+    Device,
+    Layout,
+    Mean,
+    Model,
+    Scale,
+    Std,
+    TrainingJobs,
+    VictimInput,
+)
 from onnxaudit.errors import UsageError, missing_extra
 
 
@@ -46,22 +59,18 @@ def craft(
         Path | None, typer.Option("-o", "--output", help="The bundle. Default: VICTIM's name with .oab, here.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    model: Annotated[str | None, typer.Option(help="module:factory that makes the network for a file of weights.")] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option(help="Load a pickled victim. It can run any code: only for your own file.")
-    ] = False,
-    input: Annotated[
-        str | None, typer.Option(help="What the victim takes: HxWxC, or a number. Default: the data's size.")
-    ] = None,
-    scale: Annotated[str | None, typer.Option(help="Factor on 8-bit pixels, as 1/255. Default: found on the data.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Subtracted after scaling; one value, or one a channel.")] = None,
-    std: Annotated[str | None, typer.Option(help="Divided by after that.")] = None,
-    layout: Annotated[str | None, typer.Option(help="NCHW or NHWC.")] = None,
-    channel_order: Annotated[str | None, typer.Option(help="RGB or BGR.")] = None,
+    device: Device = "auto",
+    model: Model = None,
+    allow_pickle: AllowPickle = False,
+    input: VictimInput = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: Layout = None,
+    channel_order: ChannelOrder = None,
     margin: Annotated[float | None, typer.Option(help="IPGuard's k, in logits.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Processes that train models. Default: one a core.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
+    jobs: TrainingJobs = None,
+    debug: Debug = False,
 ) -> None:
     """Craft a query bundle from the victim (white box, once; needs PyTorch)."""
     check_alpha(alpha)

@@ -7,6 +7,19 @@ from typing import Annotated
 import typer
 
 from onnxaudit.cli.console import Console, check_alpha, parse_input
+from onnxaudit.cli.options import (
+    AllowPickle,
+    ChannelOrder,
+    Debug,
+    Device,
+    Layout,
+    Mean,
+    Model,
+    Scale,
+    Std,
+    TrainingJobs,
+    VictimInput,
+)
 from onnxaudit.errors import UsageError, missing_extra
 
 
@@ -25,17 +38,17 @@ def redteam(
     seed: Annotated[int, typer.Option(help="Everything random comes from it.")] = 0,
     alpha: Annotated[float, typer.Option(help="Error rate.")] = 0.05,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for results and trained models.")] = Path("redteam"),
-    jobs: Annotated[int | None, typer.Option(help="Processes that train models. Default: one a core.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    model: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="As for craft.")] = False,
-    input: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    scale: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    mean: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    std: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    layout: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    channel_order: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
+    jobs: TrainingJobs = None,
+    device: Device = "auto",
+    model: Model = None,
+    allow_pickle: AllowPickle = False,
+    input: VictimInput = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: Layout = None,
+    channel_order: ChannelOrder = None,
+    debug: Debug = False,
 ) -> None:
     """Attack an audit of this victim: accuse innocents by cheating, hide derived models (needs PyTorch)."""
     check_alpha(alpha)

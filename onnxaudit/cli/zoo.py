@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from onnxaudit.cli.console import Console, parse_input
+from onnxaudit.cli.options import AllowPickle, ChannelOrder, Debug, Device, Layout, Mean, Model, Scale, Std, VictimInput
 from onnxaudit.errors import UsageError, missing_extra
 
 app = typer.Typer(help="Models whose origin is known, to judge schemes on.", no_args_is_help=True)
@@ -25,16 +26,16 @@ def build(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the zoo.")] = Path("zoo"),
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     jobs: Annotated[int | None, typer.Option(help="Models made at once. Default: one a core; on a GPU 4.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    model: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="As for craft.")] = False,
-    input: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    scale: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    mean: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    std: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    layout: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    channel_order: Annotated[str | None, typer.Option(help="As for craft.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
+    device: Device = "auto",
+    model: Model = None,
+    allow_pickle: AllowPickle = False,
+    input: VictimInput = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: Layout = None,
+    channel_order: ChannelOrder = None,
+    debug: Debug = False,
 ) -> None:
     """Make derived and independent models of a victim, for bench (needs PyTorch). Resumes where it stopped."""
     try:
