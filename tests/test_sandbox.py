@@ -1,0 +1,316 @@
+"""check --sandbox: what a hostile runtime can do from inside it, and what becomes of one that crashes, hangs or lies."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from onnxaudit.answers import Access, Answers
+from onnxaudit.cli import main
+from onnxaudit.errors import ArtefactError, OnnxauditError, SuspectError, UsageError
+from onnxaudit.registry import open_suspect
+from onnxaudit.sandbox import frames
+from onnxaudit.sandbox.limits import Limits, parse_limits
+from onnxaudit.sandbox.suspect import open_confined, read_answers
+from onnxaudit.sandbox.syscalls import filter_program
+from onnxaudit.suspect import InputSpec, Target
+from tests.bundles import SHAPE, simulated_bundle
+from tests.conftest import ZOO
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="no other kernel has these walls")
+QUERIES = np.random.default_rng(1).integers(0, 256, (6, *SHAPE), dtype=np.uint8)
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Target]]:
+    """Targets of hostile_functions, found from a current folder of their own, beside which lies a secret."""
+    folder = tmp_path / "suspect"
+    folder.mkdir()
+    shutil.copy(Path(__file__).with_name("hostile_functions.py"), folder / "hostile.py")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/key").write_text("42")
+    (folder / "spare").write_text("")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOSTILE_TEST_TOKEN", "secret")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        plan = {"port": server.getsockname()[1], "parent": os.getpid(), "secret": str(tmp_path / "secret/key")}
+        (folder / "plan.json").write_text(json.dumps(plan))
+        yield lambda name: Target(f"hostile:{name}", InputSpec(SHAPE), 5, device="cpu")
+    sys.modules.pop("hostile", None)
+
+
+def _worked(error: OnnxauditError) -> set[str]:
+    return set(error.what.partition("worked: ")[2].split())
+
+
+@linux
+def test_nothing_gets_out(hostile: Callable[[str], Target], tmp_path: Path) -> None:
+    with open_suspect(hostile("attempts")) as free, pytest.raises(SuspectError) as outside:
+        free.ask(QUERIES)
+    assert {"connect", "fork", "run", "read", "environment", "memory"} <= _worked(outside.value), (
+        "the attempts do not work at all"
+    )
+    (tmp_path / "suspect/spare").write_text("")
+    for made in (tmp_path / "suspect/made", tmp_path / "secret/made"):
+        made.unlink()
+    with open_confined(hostile("attempts"), Limits()) as confined, pytest.raises(SuspectError) as inside:
+        confined.ask(QUERIES)
+    facts = confined.card.runtime
+    possible = set()
+    if "no network" in facts.get("sandbox lacks", ""):
+        possible |= {"connect", "datagram"}
+    if "processes" in facts.get("sandbox lacks", ""):
+        possible |= {"fork", "run", "signal"}
+    if "unreadable" in facts.get("sandbox lacks", ""):
+        possible |= {"read", "list", "remove"}
+    assert _worked(inside.value) <= possible, facts
+    assert (tmp_path / "suspect/spare").exists() or "remove" in possible
+    assert not (tmp_path / "secret/made").exists()
+    assert not (tmp_path / "suspect/made").exists() or not (tmp_path / "suspect/made").read_bytes()
+
+
+@linux
+def test_the_card_says_what_was_applied(hostile: Callable[[str], Target]) -> None:
+    with open_confined(hostile("harmless"), Limits(memory=7, cpu=99)) as confined:
+        said = confined.card.runtime["sandbox"]
+    assert said.startswith("memory 7 GiB, CPU time 99 s, no core dumps, no writing to files")
+    with open_suspect(hostile("harmless")) as free:
+        assert "sandbox" not in free.card.runtime
+
+
+def test_what_cannot_be_applied_is_not_claimed() -> None:
+    with pytest.raises(ValueError, match="riscv64"):
+        filter_program("riscv64", 1)
+    assert len(filter_program("x86_64", 1)) % 8 == 0
+    assert filter_program("x86_64", 1) != filter_program("aarch64", 1)
+
+
+@linux
+@pytest.mark.parametrize(
+    ("name", "limits", "words"),
+    [
+        ("segfault", Limits(), r"crashed on hostile:segfault \(SIGSEGV\), in the sandbox"),
+        ("hang", Limits(wall=3), "did not answer within the 3 s"),
+        ("spin", Limits(cpu=2), "took more than 2 s of CPU time"),
+        ("hoard", Limits(memory=1), "needs more than 1 GiB of memory"),
+        ("share", Limits(memory=1), "took more than 1 GiB of memory"),
+        ("leave", Limits(), r"ended itself on hostile:leave \(exit 10\)"),
+    ],
+)
+def test_a_runtime_that_crashes_hangs_or_hoards(hostile: Callable[[str], Target], name: str, limits: Limits, words: str) -> None:
+    with pytest.raises(SuspectError, match=words) as caught, open_confined(hostile(name), limits) as confined:
+        confined.ask(QUERIES)
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
+
+
+@linux
+@pytest.mark.parametrize("name", ["suspects/copy.onnx", "suspects/extract-label-resnet.onnx", "victim.pt"])
+def test_answers_are_the_same_to_the_last_bit(name: str) -> None:
+    path = ZOO / name
+    queries = np.random.default_rng(2).integers(0, 256, (20, 28, 28, 1), dtype=np.uint8)
+    target = Target(str(path), InputSpec((28, 28, 1)), 10, device="cpu")
+    with open_suspect(target) as free, open_confined(target, Limits()) as confined:
+        assert (confined.card.input, confined.card.max_batch) == (free.card.input, free.card.max_batch)
+        assert confined.card.sha256 == free.card.sha256
+        assert set(confined.card.runtime) - set(free.card.runtime) <= {"sandbox", "sandbox lacks"}
+        _same(confined.ask(queries), free.ask(queries))
+
+
+def _same(one: Answers, other: Answers) -> None:
+    assert (one.access, one.num_classes) == (other.access, other.num_classes)
+    assert one.scores is not None
+    assert other.scores is not None
+    assert one.classes.tobytes() == other.classes.tobytes()
+    assert one.scores.tobytes() == other.scores.tobytes()
+
+
+def _check(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["onnxaudit", "check", *arguments])
+        patch.setattr(os, "_exit", sys.exit)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    out, err = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, out, err
+
+
+@linux
+def test_the_command(hostile: Callable[[str], Target], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    simulated_bundle().save(tmp_path / "v.oab")
+    common = ("--bundle", str(tmp_path / "v.oab"), "--json")
+    free = _check("hostile:harmless", *common, capsys=capsys)
+    evidence = ("--evidence", str(tmp_path / "e.jsonl"), "-o", str(tmp_path / "r.json"))
+    confined = _check("hostile:harmless", *common, "--sandbox", *evidence, capsys=capsys)
+    assert free[0] == confined[0]
+    reports = [json.loads(text) for text in (free[1], confined[1])]
+    assert reports[1]["suspect"]["runtime"].pop("sandbox")
+    reports[1]["suspect"]["runtime"].pop("sandbox lacks", None)
+    for report in reports:
+        for name in ("seconds", "digest", "transcript_sha256"):
+            del report[name]
+    assert reports[0] == reports[1]
+    code, out, err = _check("hostile:segfault", *common[:2], "--sandbox", capsys=capsys)
+    assert (code, out) == (4, "")
+    assert [line for line in err.splitlines() if "error" in line] == [
+        "error: the runtime crashed on hostile:segfault (SIGSEGV), in the sandbox. Nothing was found out."
+    ]
+    assert _check("https://x", *common, "--sandbox", capsys=capsys)[0] == 2
+
+
+def _swelling(path: Path) -> Path:
+    """A model of 200 bytes that makes 16 GiB while it is opened or run."""
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [1 << 16, 1 << 16])
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["flat", "sum"], ["y"]),
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 4, 4])
+    graph = helper.make_graph(nodes, "g", [given], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [shape])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    return path
+
+
+@linux
+def test_a_small_model_that_swells(tmp_path: Path) -> None:
+    target = Target(str(_swelling(tmp_path / "m.onnx")), InputSpec(SHAPE), device="cpu")
+    with pytest.raises(SuspectError, match="1 GiB of memory"), open_confined(target, Limits(memory=1)) as confined:
+        confined.ask(QUERIES)
+
+
+@linux
+def test_weights_in_another_file(tmp_path: Path) -> None:
+    from tests.models import SPEC, colour_queries, make_onnx
+
+    onnx.save(make_onnx(), tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    target = Target(str(tmp_path / "m.onnx"), SPEC, 4, device="cpu")
+    with open_suspect(target) as free, open_confined(target, Limits()) as confined:
+        assert "external:w.bin" in confined.card.runtime
+        _same(confined.ask(colour_queries()), free.ask(colour_queries()))
+
+
+@linux
+def test_errors_are_those_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"\x08\x07\x12\x00nonsense")
+    with pytest.raises(ArtefactError, match=r"m\.onnx cannot be run as an ONNX model"):
+        open_confined(Target(str(tmp_path / "m.onnx"), InputSpec(SHAPE)), Limits())
+    for source in ("https://example.com/m.onnx", str(tmp_path / "gone.onnx")):
+        with pytest.raises(UsageError):
+            open_confined(Target(source, InputSpec(SHAPE)), Limits())
+
+
+def test_limits() -> None:
+    assert parse_limits(None) == Limits()
+    assert parse_limits("memory=2, wall=30") == Limits(memory=2, wall=30)
+    for text in ("memory", "memory=0", "memory=-1", "disk=3", "cpu=1,cpu=2", "wall=1e3", "memory=99999999999999999999999"):
+        with pytest.raises(UsageError, match="--sandbox-limits"):
+            parse_limits(text)
+
+
+HEAD = {"access": "logits", "num_classes": 3}
+RANKED = np.array([[2, 0, 1], [0, 1, 2]], np.int32)
+SCORES = np.array([[3, 2, 1], [9, 9, -1]], np.float32)
+
+
+def test_sound_answers_are_taken() -> None:
+    answers = read_answers(HEAD, [RANKED, SCORES], 2, "s")
+    assert (answers.access, answers.num_classes) == (Access.LOGITS, 3)
+    assert read_answers({"access": "label", "num_classes": None}, [RANKED[:, :1]], 2, "s").scores is None
+
+
+@pytest.mark.parametrize(
+    ("head", "arrays"),
+    [
+        (HEAD, []),
+        (HEAD, [RANKED]),
+        (HEAD, [RANKED[:1], SCORES[:1]]),
+        (HEAD, [RANKED, SCORES[:, :2]]),
+        (HEAD, [RANKED[:, :0], SCORES[:, :0]]),
+        (HEAD, [RANKED.astype(np.uint8), SCORES]),
+        (HEAD, [RANKED, SCORES.astype(np.float64)]),
+        (HEAD, [RANKED, SCORES * np.nan]),
+        (HEAD, [RANKED, SCORES[:, ::-1].copy()]),
+        (HEAD, [RANKED + 1, SCORES]),
+        (HEAD, [RANKED - 1, SCORES]),
+        (HEAD, [RANKED * 0, SCORES]),
+        ({"access": "all", "num_classes": 3}, [RANKED, SCORES]),
+        ({"access": None, "num_classes": 3}, [RANKED, SCORES]),
+        ({"access": ["logits"], "num_classes": 3}, [RANKED, SCORES]),
+        ({"access": "label", "num_classes": 3}, [RANKED]),
+        ({"access": "label", "num_classes": 3}, [RANKED[:, :1], SCORES[:, :1]]),
+        ({"access": "logits", "num_classes": 2}, [RANKED, SCORES]),
+        ({"access": "logits", "num_classes": True}, [RANKED, SCORES]),
+        ({"access": "logits", "num_classes": 10**12}, [RANKED, SCORES]),
+        ({"access": "logits", "num_classes": "3"}, [RANKED, SCORES]),
+        ({}, [RANKED, SCORES]),
+    ],
+)
+def test_lies_are_not_answers(head: dict[str, Any], arrays: list[NDArray[Any]]) -> None:
+    with pytest.raises(SuspectError):
+        read_answers(head, arrays, 2, "s")
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_frames_of_any_bytes(data: bytes, framed: bool) -> None:
+    stream = io.BytesIO(struct.pack("<I", len(data)) + data if framed else data)
+    try:
+        frames.read(stream, 1 << 16)
+    except (EOFError, frames.FrameError):
+        return
+    raise AssertionError("random bytes are a message")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["<f4", "|O", "arrays"]),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["arrays", "card", "error"]), inner),
+    ),
+    st.binary(max_size=64),
+)
+def test_frames_of_any_head(head: object, rest: bytes) -> None:
+    text = json.dumps(head).encode()
+    try:
+        read, arrays = frames.read(io.BytesIO(struct.pack("<I", len(text)) + text + rest), 1 << 16)
+    except (EOFError, frames.FrameError):
+        return
+    assert isinstance(read, dict)
+    assert sum(array.nbytes for array in arrays) <= len(rest)
+
+
+def test_a_frame_that_announces_more_than_it_brings() -> None:
+    for shape in ([1 << 30], [1 << 20, 1 << 20], [2**70], [-1], [True]):
+        text = json.dumps({"arrays": [["<f4", shape]]}).encode()
+        with pytest.raises((frames.FrameError, EOFError)):
+            frames.read(io.BytesIO(struct.pack("<I", len(text)) + text))
+
+
+@pytest.mark.parametrize("dtype", ["|u1", "<f4", "<f8", "<i4", "<f2"])
+def test_frames_come_back(dtype: str) -> None:
+    arrays = [np.arange(12).reshape(3, 4).astype(dtype), np.zeros((0, 3), dtype)]
+    stream = io.BytesIO()
+    frames.write(stream, {"a": 1}, arrays)
+    stream.seek(0)
+    head, found = frames.read(stream)
+    assert head == {"a": 1}
+    assert all((one == other).all() and one.shape == other.shape for one, other in zip(arrays, found, strict=True))
+    with pytest.raises(frames.FrameError):
+        frames.write(stream, {}, [np.array([object()])])
