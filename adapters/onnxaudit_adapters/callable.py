@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from onnxaudit.answers import Answers
 from onnxaudit.errors import OnnxauditError, SuspectError, UsageError
@@ -16,14 +17,19 @@ from onnxaudit_adapters.outputs import class_names_of, read_outputs
 from onnxaudit_adapters.signature import read_signature
 
 
-def open_callable(target: Target) -> CallableSuspect:
+def open_callable(target: Target) -> Suspect:
     """The suspect that ``module:function`` names, importable from here or from the current folder.
 
     The function takes a batch as the InputSpec encodes it and returns rows of scores (n, C), labels (n,), one map from class to
-    score a query, or a dict or tuple that holds one of these. Raises UsageError if it cannot be imported.
+    score a query, or a dict or tuple that holds one of these. Or the name is a fitted scikit-learn classifier's, or that of a
+    function without parameters that returns one. Raises UsageError if it cannot be imported.
     """
     module, _, name = target.source.partition(":")
     function = getattr(_imported(module, Path.cwd()), name, None)
+    if (estimator := _estimator(function, target.source)) is not None:
+        from onnxaudit_adapters.sklearn import estimator_suspect
+
+        return estimator_suspect(target, estimator)
     if not callable(function):
         raise UsageError(f"{module} has no function {name!r}", "Give it as module:function.")
     signature = read_signature(target, (), None)
@@ -58,6 +64,19 @@ class CallableSuspect(Suspect):
             reason = " ".join(str(error).split())[:200]
             raise SuspectError(f"{self.card.source} raised {type(error).__name__}: {reason}") from error
         return read_outputs(value, len(queries), self.card.num_classes, self._class_names, self._output)
+
+
+def _estimator(named: object, source: str) -> object | None:
+    """The estimator that a name stands for, or that a function without parameters returns; None if it is neither's."""
+    if hasattr(named, "predict") and not isinstance(named, type):
+        return named
+    if not inspect.isfunction(named) or inspect.signature(named).parameters:
+        return None
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return cast("object", named())
+    except Exception as error:  # somebody else's function can raise anything
+        raise UsageError(f"{source} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _imported(module: str, folder: Path) -> Any:
