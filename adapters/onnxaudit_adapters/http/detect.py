@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
 
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import InputSpec, Target
-from onnxaudit_adapters.http.dialects import Dialect, Reply
+from onnxaudit_adapters.http.dialects import Dialect
+from onnxaudit_adapters.http.huggingface import HuggingFace, is_hugging_face
+from onnxaudit_adapters.http.invocations import Invocations, invocations_address
+from onnxaudit_adapters.http.names import ClassNames
 from onnxaudit_adapters.http.options import Address, HttpOptions
 from onnxaudit_adapters.http.plain import Plain
-from onnxaudit_adapters.http.strict_json import ReplyError, parse
+from onnxaudit_adapters.http.probes import probe, read_server, tried
+from onnxaudit_adapters.http.strict_json import ReplyError
+from onnxaudit_adapters.http.tfserving import TfServing, predict_address
+from onnxaudit_adapters.http.torchserve import TorchServe, predictions_address
 from onnxaudit_adapters.http.transport import Transport
 from onnxaudit_adapters.http.v2 import V2, Endpoints, Metadata, dtype_of, endpoints, read_metadata
 from onnxaudit_adapters.signature import Signature, read_signature
 
-_FORM = "https://HOST/v2/models/NAME[/versions/V]"
+_FORMS = {
+    "v2": "https://HOST/v2/models/NAME[/versions/V]",
+    "tfserving": "https://HOST/v1/models/NAME[:predict]",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,56 +41,108 @@ class Found:
 
 
 def detect(target: Target, address: Address, options: HttpOptions, transport: Transport) -> Found:
-    """The dialect: the user's, else by the path, else by what the server says, else plain.
+    """The dialect: the user's, else by the URL, else by what the server says, else plain where the URL names a path.
 
     Raises UsageError where something has to be said by an option, SuspectError where the server is down or refuses.
     """
-    places = endpoints(address)
-    if options.dialect == "plain":
-        return _plain(target, address, options, ())
-    if places is not None:
-        return _v2(target, places, options, transport)
-    if options.dialect == "v2":
-        raise UsageError(f"{address.shown} names no model of the Open Inference Protocol", f"Give the URL as {_FORM}.")
-    server = address.at("/v2")
-    reply = transport.get(server)
-    if _server_facts(reply):
+    names = _names(target, options)
+    spoken = options.dialect or by_url(address)
+    trail: tuple[str, ...] = ()
+    if spoken is None:
+        address, spoken, trail = probe(address, transport)
+    if spoken.partition("-")[0] == "v2":
+        places = endpoints(address)
+        if places is None:
+            raise UsageError(f"{address.shown} names no model of the Open Inference Protocol", f"Give the URL as {_FORMS['v2']}.")
+        return _v2(target, places, options, transport, names)
+    found = _other(spoken, target, address, options, names)
+    return replace(found, trail=trail)
+
+
+def by_url(address: Address) -> str | None:
+    """The dialect that a URL tells by its path or host, None if it tells none."""
+    if endpoints(address) is not None:
+        return "v2"
+    if is_hugging_face(address) and "/models/" in urlsplit(address.url).path:
+        return "huggingface"
+    if predict_address(address) is not None:
+        return "tfserving"
+    if invocations_address(address) is not None:
+        return "invocations"
+    return "torchserve" if predictions_address(address) is not None else None
+
+
+def _names(target: Target, options: HttpOptions) -> ClassNames:
+    """The names of the classes: the user's, else the bundle's. Raises UsageError where there are not as many as classes."""
+    if options.labels and target.num_classes is not None and len(options.labels) != target.num_classes:
         raise UsageError(
-            f"{server.shown} speaks the Open Inference Protocol, and {address.shown} names no model of it",
-            f"Give the URL as {_FORM}, or --dialect plain if this path takes plain JSON.",
+            f"the file of labels has {len(options.labels)} names, and the victim has {target.num_classes} classes",
+            "Give one name a line, in the victim's order.",
         )
-    return _plain(target, address, options, ("the path is not …/v2/models/NAME", _tried(server, reply)))
+    # Where the label sets differ, only schemes run that need no label map: any numbers will do.
+    return ClassNames(options.labels or options.class_names, discover=target.num_classes is None)
 
 
-def _plain(target: Target, address: Address, options: HttpOptions, trail: tuple[str, ...]) -> Found:
-    name = "input" if options.input_name is None else options.input_name
-    dialect = Plain(address, name, options.output_name, target.num_classes)
-    return Found(dialect, target.input_spec(), facts={"dialect": "plain"}, trail=trail)
+def _other(spoken: str, target: Target, address: Address, options: HttpOptions, names: ClassNames) -> Found:
+    """A dialect that says nothing of the model: the input is the user's or the victim's."""
+    base, _, form = spoken.partition("-")
+    output, classes, images = options.output_name, target.num_classes, form == "png"
+    dialect: Dialect
+    if base == "tfserving":
+        place = predict_address(address)
+        if place is None:
+            raise UsageError(f"{address.shown} names no model of TensorFlow Serving", f"Give the URL as {_FORMS[base]}.")
+        dialect = TfServing(place, options.input_name, output, classes, names, images)
+    elif base == "invocations":
+        place = invocations_address(address) or address
+        dialect = Invocations(place, options.input_name, output, classes, names, form or "json")
+    elif base == "torchserve":
+        dialect = TorchServe(address, options.input_name, output, classes, names)
+    elif base == "huggingface":
+        dialect = HuggingFace(address, classes, names, images)
+    else:
+        dialect = Plain(address, "input" if options.input_name is None else options.input_name, output, classes, names)
+    single = base in ("torchserve", "huggingface") or spoken == "invocations-png"
+    return Found(dialect, target.input_spec(), max_batch=1 if single else None, facts={"dialect": dialect.name})
 
 
-def _v2(target: Target, places: Endpoints, options: HttpOptions, transport: Transport) -> Found:
+def _v2(target: Target, places: Endpoints, options: HttpOptions, transport: Transport, names: ClassNames) -> Found:
     reply = transport.get(places.model)
-    metadata, trail = Metadata(), [_tried(places.model, reply)]
+    metadata, trail = Metadata(), [tried(places.model, reply)]
     if reply.ok:
         try:
             metadata = read_metadata(reply)
         except ReplyError as error:
             trail.append(error.what)
     server = transport.get(places.server)
+    trail.append(tried(places.server, server))
+    facts, extensions = read_server(server)
     name = _input_name(metadata, target, options, places.model.shown, trail)
     signature = _signature(target, metadata, name)
-    dialect = V2(places.infer, name, options.output_name, target.num_classes, signature.dims)
-    cleaned = {
-        key: transport.redaction.clean(value)[:80] for key, value in (_server_facts(server) | dict(metadata.facts)).items()
-    }
+    form = (options.dialect or "").partition("-")[2] or "json"
+    if options.dialect is None and "binary_tensor_data" in extensions:
+        form = "binary"
+    output = options.output_name
+    if form == "classes" and output is None:
+        output = _ranked_output(metadata, places.model.shown)
+    dialect = V2(places.infer, name, output, target.num_classes, signature.dims, names, form)
+    cleaned = {key: transport.redaction.clean(value)[:80] for key, value in (facts | dict(metadata.facts)).items()}
     return Found(
         dialect,
         signature.spec,
         signature.batch,
         metadata.max_batch,
-        {"dialect": "v2", **cleaned},
-        (*trail, _tried(places.server, server)),
+        {"dialect": dialect.name, **cleaned},
+        tuple(trail),
     )
+
+
+def _ranked_output(metadata: Metadata, shown: str) -> str:
+    """The output whose classes the server is to rank. Raises UsageError where it is not the only one."""
+    if len(metadata.outputs) != 1:
+        said = f"it has {', '.join(metadata.outputs)}" if metadata.outputs else "its metadata name none"
+        raise UsageError(f"{shown} ranks the classes of an output that is named, and {said}", "Choose with --output-name.")
+    return metadata.outputs[0]
 
 
 def _input_name(metadata: Metadata, target: Target, options: HttpOptions, shown: str, trail: Sequence[str]) -> str:
@@ -90,7 +152,7 @@ def _input_name(metadata: Metadata, target: Target, options: HttpOptions, shown:
         if wanted and target.shape is not None:
             return wanted
         missing = " and ".join(
-            flag for flag, given in (("--input (as 3x32x32)", target.shape), ("--input-name", wanted)) if not given
+            flag for flag, given in (("--input (as 32x32x3)", target.shape), ("--input-name", wanted)) if not given
         )
         raise UsageError(
             f"{shown} says nothing of its input ({'; '.join(trail)})", f"Check the model's name, and pass {missing}."
@@ -106,20 +168,3 @@ def _input_name(metadata: Metadata, target: Target, options: HttpOptions, shown:
 def _signature(target: Target, metadata: Metadata, name: str) -> Signature:
     dims, datatype = metadata.inputs.get(name, ((), ""))
     return read_signature(replace(target, options={}), dims, dtype_of(datatype))
-
-
-def _server_facts(reply: Reply) -> dict[str, str]:
-    """Name and version of a V2 server, empty where the reply is none of one."""
-    if not reply.ok:
-        return {}
-    try:
-        document = parse(reply.body)
-    except ReplyError:
-        return {}
-    if not isinstance(document, dict) or not isinstance(document.get("name"), str):
-        return {}
-    return {"server": f"{document['name']} {document.get('version', '')}".strip()}
-
-
-def _tried(address: Address, reply: Reply) -> str:
-    return f"GET {address.shown} answered {reply.status}"

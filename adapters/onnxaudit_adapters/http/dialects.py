@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,8 +13,11 @@ from numpy.typing import NDArray
 from onnxaudit.answers import Answers
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import InputSpec, Queries
+from onnxaudit_adapters.http.names import ClassNames
 from onnxaudit_adapters.http.options import Address
 from onnxaudit_adapters.http.strict_json import ReplyError, as_labels, as_scores
+
+JSON_HEADERS: Mapping[str, str] = MappingProxyType({"Content-Type": "application/json", "Accept": "application/json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class Request:
     address: Address
     body: bytes = field(repr=False)
     queries: int
-    headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "application/json", "Accept": "application/json"})
+    headers: Mapping[str, str] = field(default_factory=lambda: JSON_HEADERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +74,19 @@ def encode_batch(queries: Queries, spec: InputSpec) -> NDArray[np.generic]:
     return batch
 
 
-def answers_from(values: NDArray[Any], num_classes: int | None) -> Answers:
-    """Answers from floats (n, C) or from labels (n,) or (n, 1), axes of one after these dropped. Raises ReplyError else."""
+def answers_from(values: NDArray[Any], num_classes: int | None, names: ClassNames | None = None) -> Answers:
+    """Answers from floats (n, C) or from labels (n,) or (n, 1), axes of one after these dropped. Raises ReplyError else.
+
+    names: what labels that are words mean; None: only numbers do.
+    """
     while values.ndim > 2 and values.shape[-1] == 1:
         values = values[..., 0]
     if is_scores(values):
         return Answers.from_scores(as_scores(values))
     if is_labels(values):
-        return Answers.from_labels(as_labels(values), num_classes)
+        words = values.dtype.kind == "U"
+        labels = (names or ClassNames()).indices(values) if words else as_labels(values)
+        return Answers.from_labels(labels, num_classes)
     kind = {"f": "numbers", "U": "words"}.get(values.dtype.kind, "whole numbers")
     raise ReplyError(
         f"the reply has {kind} in the shape {list(values.shape)}, which are neither rows of class scores nor labels",

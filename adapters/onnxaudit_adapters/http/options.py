@@ -6,13 +6,27 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, unquote_plus, urlsplit, urlunsplit
 
 from onnxaudit.errors import UsageError
 
-DIALECTS = ("v2", "plain")
+DIALECTS = (
+    "v2",
+    "v2-binary",
+    "v2-classes",
+    "tfserving",
+    "tfserving-png",
+    "invocations",
+    "invocations-npy",
+    "invocations-png",
+    "torchserve",
+    "huggingface",
+    "huggingface-png",
+    "plain",
+)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 
 
@@ -62,8 +76,11 @@ def _shown(url: str, userinfo: str = "") -> str:
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
     """The options of this adapter. timeout: seconds. batch: most queries a request. budget: queries. rate: queries a second.
+    concurrency: requests on their way at once, at most.
 
-    input_name "" is the bare array of the plain dialect. client_cert: one PEM file, or certificate and key.
+    input_name "" is the bare array of the plain dialect. client_cert: one PEM file, or certificate and key. labels: the classes'
+    names in the victim's order, as the user gives them; class_names: as the bundle has them.
+    secrets: what else may not be shown.
     """
 
     dialect: str | None = None
@@ -76,6 +93,10 @@ class HttpOptions:
     client_cert: str | tuple[str, str] | None = None
     budget: int | None = None
     rate: float | None = None
+    concurrency: int = 1
+    labels: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    secrets: frozenset[str] = field(default=frozenset(), repr=False)
 
     @classmethod
     def read(cls, options: Mapping[str, object]) -> Self:
@@ -83,13 +104,19 @@ class HttpOptions:
         said = {key: value for key, value in options.items() if value is not None}
         dialect = _text(said, "dialect")
         if dialect is not None and dialect not in DIALECTS:
-            raise UsageError(f"--dialect {dialect!r} is not known", f"Known are: {', '.join(DIALECTS)}.")
+            meant = get_close_matches(dialect, DIALECTS, 1)
+            guess = f"Did you mean {meant[0]}? " if meant else ""
+            more = " A template takes a --target file." if dialect == "template" else ""
+            raise UsageError(f"--dialect {dialect!r} is not known", f"{guess}Known are: {', '.join(DIALECTS)}.{more}")
         budget = said.get("budget")
         if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < 0):
             raise UsageError("--budget has to be a whole number of queries, 0 or more")
         batch = _number(said, "batch", 16)
         if batch < 1 or batch != int(batch):
             raise UsageError("--batch has to be a whole number of queries, 1 or more")
+        concurrency = _number(said, "concurrency", 1)
+        if concurrency < 1 or concurrency != int(concurrency):
+            raise UsageError("--concurrency has to be a whole number of requests, 1 or more")
         return cls(
             dialect=dialect,
             input_name=_text(said, "input_name"),
@@ -101,6 +128,10 @@ class HttpOptions:
             client_cert=_certificate(said),
             budget=budget,
             rate=_number(said, "rate", 0.0) if "rate" in said else None,
+            labels=_names(said, "labels"),
+            class_names=_names(said, "class_names"),
+            secrets=frozenset(_names(said, "secrets")),
+            concurrency=int(concurrency),
         )
 
 
@@ -113,6 +144,13 @@ def _text(said: Mapping[str, object], key: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise UsageError(f"{_flag(key)} has to be text")
     return value
+
+
+def _names(said: Mapping[str, object], key: str) -> tuple[str, ...]:
+    value = said.get(key, ())
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise UsageError(f"{key} have to be a list of names")
+    return tuple(value)
 
 
 def _number(said: Mapping[str, object], key: str, default: float) -> float:

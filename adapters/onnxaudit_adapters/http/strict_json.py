@@ -69,16 +69,7 @@ def as_scores(rows: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def as_labels(values: NDArray[Any]) -> NDArray[np.int32]:
-    """Class indices (n,), from whole numbers or decimal text. Raises ReplyError for names, and for what is no index."""
-    if values.dtype.kind == "U":
-        words = [str(word) for word in values.ravel()]
-        named = next((word for word in words if not (word.isascii() and word.isdecimal() and len(word) < 10)), None)
-        if named is not None:
-            raise ReplyError(
-                f"the reply names classes ({named[:40]!r}) and does not number them",
-                "Nothing says which number a name stands for; let the server return scores or class indices.",
-            )
-        return np.array([int(word) for word in words], np.int32)
+    """Class indices (n,) from whole numbers. Raises ReplyError for what is no index."""
     if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= 2**31:
         raise ReplyError("the reply has labels that are no class index")
     return values.ravel().astype(np.int32)

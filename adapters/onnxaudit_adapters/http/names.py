@@ -1,0 +1,62 @@
+"""Which class a server means by a word: the bundle's or the user's names, a number, or a word that ends in one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxaudit_adapters.http.strict_json import ReplyError
+
+_NUMBERED = re.compile(r"(?:label|class)[_ -]?(\d{1,9})\Z", re.IGNORECASE)  # what exporters write who were told no names
+_LONGEST = 200  # characters of a name
+
+
+class ClassNames:
+    """The classes by name. known: in the victim's order. discover: number unknown names as they come, up to ``limit`` of them.
+
+    Discovered numbers are a permutation of the victim's at best: whoever compares labels must not use them.
+    """
+
+    def __init__(self, known: Sequence[str] = (), *, discover: bool = False, limit: int | None = None) -> None:
+        self._exact = {name: index for index, name in enumerate(known)}
+        folded = [_folded(name) for name in known]
+        self._folded = {name: index for index, name in enumerate(folded) if folded.count(name) == 1}
+        self._discover = discover
+        self._limit = limit
+        self._found: dict[str, int] = {}
+
+    @property
+    def discovered(self) -> tuple[str, ...]:
+        """Names that were numbered because nothing said which classes they are."""
+        return tuple(self._found)
+
+    def index(self, word: str) -> int:
+        """The class of a word. Raises ReplyError where nothing says which it is."""
+        if word in self._exact:
+            return self._exact[word]
+        if word.isascii() and word.isdecimal() and len(word) < 10:
+            return int(word)
+        if _folded(word) in self._folded:
+            return self._folded[_folded(word)]
+        numbered = _NUMBERED.match(word)
+        if numbered is not None:
+            return int(numbered[1])
+        if not self._discover:
+            raise ReplyError(
+                f"the reply names classes ({word[:40]!r}), and nothing says which number that name stands for",
+                'Give the names in the victim\'s order, one a line, as labels = "FILE" in a --target file.',
+            )
+        if word not in self._found and self._limit is not None and len(self._found) >= self._limit:
+            raise ReplyError(f"the reply names more classes than the victim's {self._limit}; the last is {word[:40]!r}")
+        return self._found.setdefault(word[:_LONGEST], len(self._found))
+
+    def indices(self, words: NDArray[np.str_]) -> NDArray[np.int32]:
+        """The classes of many words, (n,), in the order of the words."""
+        return np.array([self.index(str(word)) for word in words.ravel()], np.int32)
+
+
+def _folded(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
