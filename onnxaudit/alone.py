@@ -23,7 +23,7 @@ def alone(path: Path) -> Iterator[None]:
         raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another output.") from None
     try:
         # another process may have removed the file between opening and locking: then this lock is on nothing
-        if not _locked(descriptor) or not path.exists() or path.stat().st_ino != os.fstat(descriptor).st_ino:
+        if not locked(descriptor) or not path.exists() or path.stat().st_ino != os.fstat(descriptor).st_ino:
             raise UsageError(f"another process is at work on this output ({path})", "Wait for it, or give another output.")
         try:
             yield
@@ -37,7 +37,8 @@ def alone(path: Path) -> Iterator[None]:
 if sys.platform == "win32":
     import msvcrt
 
-    def _locked(descriptor: int) -> bool:
+    def locked(descriptor: int) -> bool:
+        """Whether the file is this process's alone from now on, until it is closed."""
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -47,7 +48,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _locked(descriptor: int) -> bool:
+    def locked(descriptor: int) -> bool:
+        """Whether the file is this process's alone from now on, until it is closed."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
+from onnxaudit.asking import BATCH, Keep, ask_at_once
+from onnxaudit.early import Early, recover
 from onnxaudit.errors import BudgetSpent, UsageError
 from onnxaudit.suspect import Queries, Suspect
 from onnxaudit.transcript import Transcript, check_kept
 
-BATCH = 128
-"""Queries asked and recorded together; a suspect may split them further."""
+__all__ = ["BATCH", "Interview", "assemble", "interview"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,14 +45,18 @@ def interview(
     progress: Callable[[int], None] | None = None,
     pauses: Sequence[int] = (),
     enough: Callable[[Answers], bool] | None = None,
+    concurrency: int | None = None,
 ) -> Interview:
     """Ask the suspect all queries, in ``order`` (row numbers), as far as the budget goes; not what a transcript already holds.
 
     pauses: when so many in that order have been answered, ``enough`` is asked whether to stop; such looks are planned, and none
-    must be paid for. Every batch is recorded before the next is asked. Raises what the suspect raises; the transcript then keeps
-    what was paid for.
+    must be paid for. Every batch is recorded before the next is asked. concurrency: so many requests may be on their way at
+    once, from threads that an interruption does not stop halfway; None: asked in this thread. Raises what the suspect raises;
+    the transcript then keeps what was paid for.
     """
     started = time.perf_counter()
+    if transcript:
+        recover(transcript)
     kept = list(transcript.kept) if transcript else []
     if kept:
         check_kept(kept, len(queries), suspect.card.num_classes)
@@ -59,27 +64,27 @@ def interview(
     wanted = np.arange(len(queries)) if order is None else order
     todo = wanted[~np.isin(wanted, known)]
     left = len(todo) if budget is None else min(len(todo), budget)
-    start, ahead = 0, [pause for pause in pauses if pause < len(wanted)]
-    while start < left:
-        reached = len(wanted) - len(todo) + start
+    done = 0
+
+    def keep(rows: NDArray[np.int64], answers: Answers) -> None:
+        nonlocal done
+        if transcript:
+            transcript.record(rows, answers)
+        kept.append((rows, answers))
+        done += len(rows)
+        if progress:
+            progress(len(known) + done)
+
+    ahead = [pause for pause in pauses if pause < len(wanted)]
+    while done < left:
+        reached = len(wanted) - len(todo) + done
         if enough and ahead and reached >= ahead[0]:
             ahead = [pause for pause in ahead if pause > reached]
             if enough(assemble(kept, len(queries))):
                 break
-        # no more than the suspect takes at once: each reply is recorded before the next is paid for
-        size = min(BATCH, suspect.card.batch or suspect.card.max_batch or BATCH)
-        stop = left if not (enough and ahead) else min(left, start + ahead[0] - reached)
-        rows = todo[start : min(start + size, stop)]
-        try:
-            answers = suspect.ask(queries[rows])
-        except BudgetSpent:
+        stop = left if not (enough and ahead) else min(left, done + ahead[0] - reached)
+        if not _ask(suspect, queries, todo[done:stop], keep, concurrency, transcript, proven=done > 0):
             break
-        if transcript:
-            transcript.record(rows, answers)
-        kept.append((rows, answers))
-        start += len(rows)
-        if progress:
-            progress(len(known) + start)
     if not kept:
         raise UsageError("the budget allows no query at all", "Raise --budget.")
     fresh = sum(len(rows) for rows, _ in kept) - len(known)
@@ -96,6 +101,39 @@ def interview(
         transcript.sha256 if transcript else None,
         max(1, len(transcript.looks)) if transcript else 1,
     )
+
+
+def _ask(
+    suspect: Suspect,
+    queries: Queries,
+    rows: NDArray[np.int64],
+    keep: Keep,
+    concurrency: int | None,
+    transcript: Transcript | None,
+    *,
+    proven: bool,
+) -> bool:
+    """Ask these rows and keep the answers; False where the budget ended first."""
+    if concurrency is not None:
+        early = Early(transcript) if transcript and concurrency > 1 else None
+        finished = False
+        try:
+            finished = ask_at_once(suspect, queries, rows, concurrency, keep, early, proven=proven)
+        finally:
+            if early:
+                early.close()
+        return finished
+    start = 0
+    try:
+        while start < len(rows):
+            # no more than the suspect takes at once: each reply is recorded before the next is paid for
+            size = min(BATCH, suspect.card.batch or suspect.card.max_batch or BATCH)
+            for answers in suspect.parts(queries[rows[start : start + size]]):
+                keep(rows[start : start + len(answers)], answers)
+                start += len(answers)
+    except BudgetSpent:
+        return False
+    return True
 
 
 def assemble(kept: list[tuple[NDArray[np.int64], Answers]], n: int) -> Answers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeAlias, cast, final
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
-from onnxaudit.errors import OnnxauditError, SuspectError, UsageError
+from onnxaudit.errors import OnnxauditError, OtherClasses, SmallerBatch, SuspectError, UsageError
 
 Queries: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
 """Canonical queries: uint8 images (n, H, W, C) on the 8-bit grid, or float32 vectors (n, d)."""
@@ -184,12 +184,32 @@ class Suspect(ABC):
         """Answers to all queries, split into batches the suspect takes; both directions are checked.
 
         Raises SuspectError if the suspect fails, answers another number of rows, or answers nonsense.
+    def stop(self) -> None:  # noqa: B027 - most suspects never wait
+        """Called from another thread: send nothing more and try nothing again; what is on its way may still be answered."""
+
         """
         if not len(queries):
             raise UsageError("there are no queries to ask")
-        size = self.card.batch or self.card.max_batch or len(queries)
-        parts = [self._ask_batch(queries[i : i + size]) for i in range(0, len(queries), size)]
+        start = 0
+        while start < len(queries):
+            size = self.card.batch or self.card.max_batch or len(queries)
+            try:
+                answers = self.ask_once(queries[start : start + size])
+            except SmallerBatch:
+                continue
+            yield answers
+            start += len(answers)
+
+    @final
+    def ask_once(self, queries: Queries) -> Answers:
+        """Answers to no more queries than the card allows at once. Raises SmallerBatch where the card has come to allow fewer."""
+        return self._ask_batch(queries)
+        parts = list(self.parts(queries))
         return parts[0] if len(parts) == 1 else Answers.concatenate(parts)
+
+    @final
+    def parts(self, queries: Queries) -> Iterator[Answers]:
+        """The same, batch by batch in order: each can be kept before the next is asked. Raises what ``ask`` raises."""
 
     def _ask_batch(self, queries: Queries) -> Answers:
         n = len(queries)

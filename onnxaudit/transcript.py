@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,20 +12,34 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxaudit.alone import locked
 from onnxaudit.answers import Access, Answers
-from onnxaudit.decode import canonical, parse
+from onnxaudit.decode import canonical, decode, parse
 from onnxaudit.errors import ArtefactError, UsageError
+from onnxaudit.suspect import InputSpec
 
 SCHEMA = "onnxaudit.transcript/1"
 MOST_SEEN = 1 << 28
 """Numbers that one model may show of its inside."""
 Batch: TypeAlias = tuple[NDArray[np.int64], Answers]
 """Rows of the bundle's queries, and the answers to them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """Control queries asked to find how a suspect is wired. spec, fit: the wiring they were asked under. answers: as the suspect
+    gave them, its labels called what it calls them; None: it refused inputs of this form.
+    """
+
+    spec: InputSpec
+    fit: str
+    rows: NDArray[np.int64]
+    answers: Answers | None
 
 
 @dataclass(slots=True)
@@ -49,13 +65,15 @@ class Record:
     """What the lines of a transcript say, each checked to follow the one before. digest: of the last line.
 
     kept: batches in the order they were answered. looks: so many answers were judged. runs: empty in a transcript of before
-    runs were recorded.
+    runs were recorded. probes: queries that the search for a wiring asked; wired: what it came to, once it ended.
     """
 
     header: dict[str, Any] = field(default_factory=dict)
     kept: list[Batch] = field(default_factory=list)
     looks: set[int] = field(default_factory=set)
     runs: list[Run] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+    wired: dict[str, Any] | None = None
     digest: str = ""
 
     def add(self, line: bytes, where: str) -> None:
@@ -70,18 +88,22 @@ class Record:
         elif "run" in entry:
             self.runs.append(Run(_facts(entry["run"], where), sum(len(rows) for rows, _ in self.kept)))
         elif "again" in entry:
-            self._run(where).again.append(_from_entry({"rows": entry.pop("again"), **entry}, where))
+            self._run(where).again.append(from_entry({"rows": entry.pop("again"), **entry}, where))
         elif "reference" in entry:
-            _, answers = _from_entry({"rows": [], **entry}, where, rowless=True)
+            _, answers = from_entry({"rows": [], **entry}, where, rowless=True)
             self._run(where).references.append((_facts(entry["reference"], where), answers))
         elif "inside" in entry:
             if self.runs:  # before runs were recorded it was looked at again, and never read
                 self.runs[-1].shown.append((str(entry.get("of")), str(entry["inside"]), _seen(entry, where)))
+        elif "wiring" in entry:
+            self.probes.append(_probe(entry, where))
+        elif "wired" in entry:
+            self.wired = _facts(entry["wired"], where)
         elif "sent" in entry:
             run = self._run(where)
             run.sent, run.failed = _count(entry["sent"], where), _count(entry.get("failed"), where)
         else:
-            self.kept.append(_from_entry(entry, where))
+            self.kept.append(from_entry(entry, where))
         self.digest = hashlib.sha256(line).hexdigest()
 
     def _run(self, where: str) -> Run:
@@ -99,24 +121,23 @@ class Transcript:
     def __init__(self, path: Path, header: dict[str, Any], *, resume: bool) -> None:
         self.path = path
         self._record = Record()
-        lines = list(self._read(header)) if resume and path.exists() else []
         if not resume and path.exists() and path.stat().st_size:
             raise UsageError(f"{path} exists already", "Go on with it by --resume, or give --evidence another name.")
-        if resume and not lines and path.exists() and path.stat().st_size:
-            raise UsageError(f"{path} is not a transcript", "Give --evidence another name.")
+        self._descriptor = _opened(path, (canonical({**header, "previous": ""}) + "\n").encode())
+        try:
+            lines = list(self._read(header))
+            if not lines:
+                raise UsageError(f"{path} is not a transcript", "Give --evidence another name.")
+            os.ftruncate(self._descriptor, sum(map(len, lines)))
+        except BaseException:
+            os.close(self._descriptor)
+            raise
         self._previous = self._record.digest
         self.kept = self._record.kept
         self.looks = self._record.looks
+        self.probes, self.wired = self._record.probes, self._record.wired
         self.repeats = [batch for run in self._record.runs for batch in run.again]
-        try:
-            self._file: IO[bytes] = path.open("wb" if not lines else "r+b")
-            if lines:
-                self._file.truncate(sum(map(len, lines)))
-                self._file.seek(0, 2)
-            else:
-                self._write(header)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another place with --evidence.") from None
+        self.header_sha256 = hashlib.sha256(lines[0]).hexdigest()
 
     def _read(self, header: dict[str, Any]) -> Iterator[bytes]:
         *lines, _ = self.path.read_bytes().split(b"\n")  # what follows the last newline was cut off, and is asked again
@@ -132,16 +153,26 @@ class Transcript:
 
     def record(self, rows: NDArray[np.int64], answers: Answers) -> None:
         """Append one batch and force it to disk."""
-        self._write({"rows": rows.tolist(), **_to_entry(answers)})
+        self._write({"rows": rows.tolist(), **to_entry(answers)})
+
+    def probe(self, probe: Probe) -> None:
+        """Append what the search for a wiring asked, and was told, before it asks on."""
+        said = {"refused": True} if probe.answers is None else to_entry(probe.answers)
+        self._write({"wiring": {"spec": dataclasses.asdict(probe.spec), "fit": probe.fit}, "rows": probe.rows.tolist(), **said})
+
+    def settle(self, wired: Mapping[str, Any]) -> None:
+        """Append what that search came to: all answers after it are to queries under this wiring."""
+        self.wired = dict(wired)
+        self._write({"wired": self.wired})
 
     def repeat(self, rows: NDArray[np.int64], answers: Answers) -> None:
         """Append answers to queries that were answered before: whether the suspect is stable is judged by them."""
         self.repeats.append((rows, answers))
-        self._write({"again": rows.tolist(), **_to_entry(answers)})
+        self._write({"again": rows.tolist(), **to_entry(answers)})
 
     def refer(self, entry: object, answers: Answers) -> None:
         """Append what a model answered, to all queries, that calibrates instead of the bundle's references."""
-        self._write({"reference": entry, **_to_entry(answers)})
+        self._write({"reference": entry, **to_entry(answers)})
 
     def look(self, answered: int) -> None:
         """Note that a p-value was computed on so many answers: every further one on more of them must be paid for."""
@@ -162,9 +193,11 @@ class Transcript:
 
     def _write(self, entry: dict[str, Any]) -> None:
         line = (canonical({**entry, "previous": self._previous}) + "\n").encode()
-        self._file.write(line)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            write_whole(self._descriptor, line)
+        except OSError as error:
+            hint = "What was answered before is kept. Make room, and go on with --resume."
+            raise UsageError(f"{self.path} cannot be written: {error.strerror}", hint) from None
         self._previous = hashlib.sha256(line).hexdigest()
 
     @property
@@ -174,7 +207,51 @@ class Transcript:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        os.close(self._descriptor)
+
+
+def write_whole(descriptor: int, line: bytes) -> None:
+    """Append a line and force it to disk; where there is no room for it, leave none of it behind. Raises OSError."""
+    begin = os.lseek(descriptor, 0, os.SEEK_END)
+    try:
+        rest = memoryview(line)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, begin)
+        raise
+
+
+def _opened(path: Path, first: bytes) -> int:
+    """A descriptor of a transcript that is this process's alone, made with its first line where there was none."""
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is no file that a transcript could be kept in", "Choose another place with --evidence.")
+        if not path.exists() or not path.stat().st_size:
+            _make(path, first)
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another place with --evidence.") from None
+    if not locked(descriptor):
+        os.close(descriptor)
+        raise UsageError(f"{path} is being written by another process", "Wait for it, or give --evidence another name.")
+    return descriptor
+
+
+def _make(path: Path, first: bytes) -> None:
+    """Make a transcript with its first line in one step, so that there is never one with half of it. Raises OSError."""
+    new = path.with_name(path.name + ".new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        write_whole(descriptor, first)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    os.replace(new, path)  # noqa: PTH105 - the atomic one
 
 
 def _said(header: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +259,7 @@ def _said(header: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in header.items() if value is not None}
 
 
-def _to_entry(answers: Answers) -> dict[str, Any]:
+def to_entry(answers: Answers) -> dict[str, Any]:
     def text(array: NDArray[Any], dtype: str) -> str:
         return base64.b64encode(array.astype(dtype).tobytes()).decode()
 
@@ -206,6 +283,27 @@ def _facts(value: object, where: str) -> dict[str, Any]:
     return value
 
 
+@dataclass(frozen=True, slots=True)
+class _Wiring:
+    """As a probe's line names it."""
+
+    spec: InputSpec
+    fit: str
+
+
+def _probe(entry: dict[str, Any], where: str) -> Probe:
+    """One question of a search for a wiring. Raises ArtefactError where it is none."""
+    wiring = decode(_Wiring, entry["wiring"], where)
+    if (problem := wiring.spec.problem()) is not None:
+        raise ArtefactError(f"{where}: {problem}")
+    if "refused" not in entry:
+        return Probe(wiring.spec, wiring.fit, *from_entry(entry, where))
+    rows = entry.get("rows")
+    if not isinstance(rows, list) or not all(type(row) is int and 0 <= row < 1 << 31 for row in rows):
+        raise ArtefactError(f"{where} is damaged: it names no queries", "The file was changed.")
+    return Probe(wiring.spec, wiring.fit, np.array(rows, np.int64), None)
+
+
 def _seen(entry: dict[str, Any], where: str) -> NDArray[Any]:
     """What a model showed of its inside; it may not unpack to more than its shape says. Raises ArtefactError."""
     try:
@@ -220,7 +318,7 @@ def _seen(entry: dict[str, Any], where: str) -> NDArray[Any]:
     return seen.astype(dtype.newbyteorder("="))
 
 
-def _from_entry(entry: dict[str, Any], where: str, *, rowless: bool = False) -> Batch:
+def from_entry(entry: dict[str, Any], where: str, *, rowless: bool = False) -> Batch:
     """Rows and answers of one line; nothing in it is trusted. rowless: answers to all queries. Raises ArtefactError."""
     try:
         rows, count = np.array(entry["rows"]), entry["num_classes"]

@@ -150,8 +150,8 @@ def test_plain_is_taken_after_the_trail_and_starts_with_two_queries() -> None:
     with served(script) as url, opened(url + "/predict") as suspect:
         np.testing.assert_array_equal(suspect.ask(QUERIES).dense(), EXPECTED)
         assert dict(suspect.card.runtime) == {"dialect": "plain"}
-    assert script.gets == ["/v2"]
-    assert [len(json.loads(body)["input"]) for body in script.posts] == [2, 14, 4]
+    assert script.gets == ["/v2", "/v1/models", "/ping", "/openapi.json"]
+    assert [len(json.loads(body)["input"]) for body in script.posts] == [2, 16, 2]
 
 
 @pytest.mark.parametrize("answer", [(404, {}, b"nope"), (200, {}, b'{"detail": "x"}')])
@@ -184,7 +184,7 @@ def test_a_server_of_one_example_a_request_is_asked_one_by_one() -> None:
 
 def test_one_answer_later_on_is_an_error() -> None:
     script = Script(lambda number, body: plain(body) if number == 1 else as_json({"output": [[1.5, 2.5, 3.5, 4.5]]}), {})
-    assert "1 answer to 14 queries" in str(fail(script, "/predict"))
+    assert "1 answer to 16 queries" in str(fail(script, "/predict"))
 
 
 def test_an_endless_fake_of_another_label_set_is_refused() -> None:

@@ -135,7 +135,7 @@ def test_a_server_that_only_ever_says_429_is_given_up() -> None:
     assert len(time.slept) == 20
 
 
-@pytest.mark.parametrize("status", [502, 503, 504, 0])
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 522, 0])
 def test_after_a_success_a_hiccup_is_tried_again(status: int) -> None:
     time = Time()
     with served(sometimes(status, status)) as url, opened(url + PATH, time) as suspect:
@@ -156,7 +156,7 @@ def test_503_is_tried_four_times_more_honouring_retry_after() -> None:
     assert time.slept == [3.0] * 4
 
 
-@pytest.mark.parametrize("status", [400, 404, 500])
+@pytest.mark.parametrize("status", [400, 404, 422, 501])
 def test_other_statuses_stop_after_a_success_too(status: int) -> None:
     with served(sometimes(status)) as url, opened(url + PATH) as suspect, pytest.raises(SuspectError, match=str(status)):
         suspect.ask(QUERIES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.errors import UsageError
-from onnxaudit.suspect import Queries, Suspect, SuspectCard
+from onnxaudit.suspect import InputSpec, Queries, Suspect, SuspectCard
 
 
 class Reduced(Suspect):
@@ -28,7 +28,7 @@ class Reduced(Suspect):
 
     def _ask(self, queries: Queries) -> Answers:
         """The narrowed answers to one batch. Raises UsageError if the suspect gives less than is to be passed on."""
-        answers = self._suspect.ask(queries)
+        answers = self._suspect.ask_once(queries)  # one batch of the suspect is one of this, so what was answered can be kept
         given = answers.classes.shape[1]
         short = self._access == answers.access == Access.TOPK and given < self._k != answers.num_classes
         if answers.access < self._access or short:
@@ -36,6 +36,14 @@ class Reduced(Suspect):
             asked = f"topk:{self._k}" if self._access == Access.TOPK else self._access.word
             raise UsageError(f"--access {asked}: {self.card.source} gives {gives} only", f"Use --access {gives} or less.")
         return answers.degrade(self._access, self._k)
+
+    def stop(self) -> None:
+        """Stop the wrapped suspect."""
+        self._suspect.stop()
+
+    def rewire(self, spec: InputSpec) -> None:
+        """Have the wrapped suspect encode queries so."""
+        self._suspect.rewire(spec)
 
     def close(self) -> None:
         """Close the wrapped suspect."""

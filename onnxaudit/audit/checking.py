@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,12 +37,16 @@ REPEATS = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+REPEATED = 0.01
+"""Share of the queries asked twice, where any are, to see whether answers are stable."""
 class CheckOptions:
-    """How a check is to be done. alpha None: the bundle's. repeat: queries asked twice, to see whether answers are stable.
+    """How a check is to be done. alpha None: the bundle's. repeat: so many queries at least are asked twice, to see whether answers are stable.
 
     looks: so many queries of the schemes are asked between looks at the answers; None: all at once. exhibits: single queries are
     wanted in the report. access, target: recorded in the transcript; target is a digest of all that says which suspect a URL and
-    its headers mean. sandbox: limits of the process that the suspect's runtime is confined to; None: it runs here.
+    its headers mean. sandbox: limits of the process that the suspect's runtime is confined to; None: it runs here. label_space:
+    "unknown" where the suspect's labels are not the victim's, so that none is compared. concurrency: requests that may be on their
+    way at once; None: asked in the thread that calls.
     """
 
     alpha: float | None = None
@@ -59,6 +64,13 @@ class CheckOptions:
 
 
 @dataclass(slots=True)
+    label_space: str | None = None
+    concurrency: int | None = None
+
+    @property
+    def label_free(self) -> bool:
+        """Whether nothing is compared by label."""
+        return self.label_space == UNKNOWN
 class _Clock:
     """Seconds by step."""
 
@@ -145,7 +157,8 @@ def _interview(
     transcript = None
     if options.evidence:
         transcript = Transcript(options.evidence, _header(bundle, suspect.card, options), resume=options.resume)
-    repeat = max(options.repeat, REPEATS) if transcript and transcript.kept else options.repeat
+    repeat = max(options.repeat, math.ceil(REPEATED * len(order))) if options.repeat else 0
+    repeat = max(repeat, REPEATS) if transcript and transcript.kept else repeat
     try:
         if transcript:
             _begin(transcript, bundle, suspect.card, options)
@@ -181,6 +194,7 @@ def _interview(
 
 
 def _order(bundle: QueryBundle, plan: Schedule | None, options: CheckOptions) -> NDArray[np.int64]:
+            concurrency=options.concurrency,
     if plan is not None:
         return plan.order
     return asking_order(bundle) if options.budget is not None else np.flatnonzero(once(askable, bundle))

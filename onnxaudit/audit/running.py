@@ -55,7 +55,8 @@ def run_check(
     if "://" in source:
         digest = target_digest(bundle, source, http)
         evidence = options.evidence or Path(f"onnxaudit-{bundle.id[:8]}-{digest[:8]}.jsonl")
-        options = dataclasses.replace(options, target=digest, evidence=evidence)
+        width = http.get("concurrency") or 1
+        options = dataclasses.replace(options, target=digest, evidence=evidence, concurrency=width)
     opened: Suspect | None = None
     target = Target(source, bundle.manifest.input, bundle.manifest.victim.num_classes, options.device, options=dict(http), **said)
     try:

@@ -75,6 +75,7 @@ def check(
     from onnxaudit.report.writing import check_format, show, write_all
 
     if (suspect is None) == (url is None):
+    concurrency: Annotated[int | None, typer.Option(help="HTTP: so many requests on their way at once. Default: 1.")] = None,
         raise UsageError("give either a SUSPECT or --url", "For example: onnxaudit check suspect.onnx")
     check_alpha(alpha)
     if budget is not None and budget < 1:
@@ -93,6 +94,9 @@ def check(
         references,
         budget,
         evidence,
+    over_http["--concurrency"] = concurrency
+    if concurrency is not None and not 1 <= concurrency <= 256:
+        raise UsageError(f"--concurrency {concurrency} has to be from 1 to 256", "Leave it out for one request at a time.")
         resume,
         4 if url else 0,
         device,
@@ -129,6 +133,7 @@ def check(
     try:
         if report.error and not json:
             typer.echo(f"error: {report.error}", err=True)
+        "concurrency": concurrency,
         else:
             show(report, as_json=json)
     finally:  # a terminal that went away must not cost the file, nor the other way round

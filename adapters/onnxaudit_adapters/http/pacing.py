@@ -1,20 +1,25 @@
-"""When to send: how fast, and how long to wait before trying again."""
+"""When to send: how fast, how many at once, and how long to wait before trying again. Safe to be used from several threads."""
 
 from __future__ import annotations
 
 import math
+import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 
 LONGEST_WAIT = 120.0  # seconds; a server may ask for more, an auditor should not sit there for hours
 _LONGEST_BACKOFF = 60.0
-_RECOVERY = 1.05  # a request that goes through earns this much of the rate back
+_STEPS = 64  # replies that earn back what was given up twice over: so a limit is run into once in some thirty requests
+_LOWEST = 1 / 256  # of the rate begun with; waiting longer and longer between tries does the rest
+_MEASURED = 64  # replies by which the rate is measured where none was asked for
 
 
 class Pace:
     """A token bucket that holds no burst: a request waits until the one before is paid for, at ``rate`` queries a second.
 
-    rate None: no limit. clock: seconds. sleep: takes seconds.
+    Additive increase, multiplicative decrease: a 429 halves the rate, each reply earns a little of it back. rate None: no limit,
+    until a 429 sets half of what was measured. clock: seconds, never set back. sleep: takes seconds.
     """
 
     def __init__(self, rate: float | None, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
@@ -22,29 +27,89 @@ class Pace:
         self._ceiling = rate
         self._clock = clock
         self._sleep = sleep
-        self._last = -math.inf
-        self._cost = 0.0
+        self._lock = threading.Lock()
+        self._free = self._held = self._slowed = -math.inf
+        self._step = self._floor = 0.0
+        self._replies: deque[tuple[float, int]] = deque(maxlen=_MEASURED)
 
-    def wait(self, queries: int) -> None:
-        """Sleep until a request of so many queries may go, and charge it."""
-        if self.rate is None:
-            return
-        now = self._clock()
-        # Never longer than the last request cost: the wall clock may have been set back.
-        delay = min(max(self._last + self._cost - now, 0.0), self._cost)
-        if delay:
+    def wait(self, queries: int) -> float:
+        """Sleep until a request of so many queries may go, and charge it. Returns when it went."""
+        with self._lock:
+            now = self._clock()
+            start = max(now, self._free, self._held)
+            if self.rate is not None:
+                self._free = start + queries / self.rate
+        if start > now:
+            self._sleep(start - now)
+        while (delay := self._held - self._clock()) > 0:  # a 429 came in while this one slept
             self._sleep(delay)
-        self._last, self._cost = now + delay, queries / self.rate
+        return self._clock()
 
-    def slow_down(self) -> None:
-        """The server complained without saying how long to wait: half the rate from now on."""
-        if self.rate is not None:
-            self.rate /= 2
+    def hold(self, seconds: float) -> None:
+        """Nothing goes for so long: the server said so to one request, and means all."""
+        with self._lock:
+            self._held = max(self._held, self._clock() + seconds)
 
-    def recover(self) -> None:
-        """A request went through: creep back towards the rate that was asked for."""
-        if self.rate is not None and self._ceiling is not None:
-            self.rate = min(self.rate * _RECOVERY, self._ceiling)
+    def slow_down(self, sent: float) -> None:
+        """The server complained: half the rate from now on. sent: when the request went; complaints of one moment count once."""
+        with self._lock:
+            rate = self.rate or self._measured()
+            if sent < self._slowed or rate is None:
+                return
+            self._floor = self._floor or rate * _LOWEST
+            self._slowed = self._clock()
+            self._step = (self._ceiling or rate) / _STEPS
+            self.rate = max(rate / 2, self._floor)
+
+    def recover(self, queries: int) -> None:
+        """A request of so many queries went through: creep back towards the rate that was asked for, or on to the next 429."""
+        with self._lock:
+            self._replies.append((self._clock(), queries))
+            if self.rate is not None:
+                self.rate = min(self.rate + self._step, self._ceiling or math.inf)
+
+    def _measured(self) -> float | None:
+        """Queries a second that went through lately; None where that cannot be told."""
+        if len(self._replies) < 2:
+            return None
+        seconds = self._clock() - self._replies[0][0]
+        return sum(queries for _, queries in list(self._replies)[1:]) / seconds if seconds > 0 else None
+
+
+class Lanes:
+    """How many requests are on their way at once, at most: halved by a 429, and a lane earned back with each round of replies."""
+
+    def __init__(self, most: int, clock: Callable[[], float]) -> None:
+        self.width = float(most)
+        self._most = most
+        self._clock = clock
+        self._used = 0
+        self._narrowed = -math.inf
+        self._change = threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._change:
+            while self._used >= max(1, int(self.width)):
+                self._change.wait()
+            self._used += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._change:
+            self._used -= 1
+            self._change.notify_all()
+
+    def narrow(self, sent: float) -> None:
+        """The server complained of a request sent then; complaints of one moment count once."""
+        with self._change:
+            if sent >= self._narrowed:
+                self._narrowed = self._clock()
+                self.width = max(1.0, self.width / 2)
+
+    def widen(self) -> None:
+        """A request went through."""
+        with self._change:
+            self.width = min(float(self._most), self.width + 1 / self.width)
+            self._change.notify_all()
 
 
 def backoff(tries: int, jitter: Callable[[], float]) -> float:

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from onnxaudit.answers import Answers
-from onnxaudit.errors import OnnxauditError, SuspectError
+from onnxaudit.errors import OnnxauditError, SmallerBatch, SuspectError
 from onnxaudit.suspect import Queries, Suspect, SuspectCard, Target
 from onnxaudit_adapters.http.detect import Found, detect
 from onnxaudit_adapters.http.dialects import OneAnswerError, Reply
 from onnxaudit_adapters.http.options import HttpOptions, parse_address
 from onnxaudit_adapters.http.strict_json import ReplyError
-from onnxaudit_adapters.http.transport import TooLargeError, Transport
+from onnxaudit_adapters.http.transport import GarbageError, TooLargeError, Transport
+
+
+class _UnreadableError(GarbageError):
+    """The dialect could not read a reply."""
 
 
 class HttpSuspect(Suspect):
     """A classifier that answers over HTTP. Holds connections: use it as a context manager.
 
-    The card's max_batch shrinks when the server wants smaller requests.
+    The card's max_batch is that of the first request until one was answered, and shrinks when the server wants smaller ones.
+    Several threads may ask.
     """
 
     def __init__(self, card: SuspectCard, found: Found, transport: Transport) -> None:
-        self.card = card
+        first = None if card.batch else found.dialect.first
+        self.card = replace(card, max_batch=min(first, card.max_batch or first)) if first else card
+        self._most = card.max_batch
         self._dialect = found.dialect
         self._trail = found.trail
         self._transport = transport
         self._answered = False
+        self._lock = threading.Lock()
 
     @property
     def queries_sent(self) -> int:
@@ -44,52 +53,51 @@ class HttpSuspect(Suspect):
         """Close the connections."""
         self._transport.close()
 
+    def stop(self) -> None:
+        """Send nothing more and try nothing again."""
+        self._transport.stop()
+
     def _ask(self, queries: Queries) -> Answers:
-        """Raises BudgetSpent before a request that the budget does not cover; else as ``Suspect.ask``."""
-        parts: list[Answers] = []
-        start = 0
-        while start < len(queries):
-            chunk = queries[start : start + self._size(len(queries))]
-            answers = self._request(chunk)
-            if answers is not None:
-                parts.append(answers)
-                start += len(chunk)
-        return Answers.concatenate(parts)
-
-    def _size(self, n: int) -> int:
-        """Queries in the next request."""
-        if self.card.batch:
-            return n
-        first = None if self._answered else self._dialect.first
-        return min(self.card.max_batch or n, first or n)
-
-    def _request(self, chunk: Queries) -> Answers | None:
-        """Answers to one request; None where the server wants smaller ones, which it gets from now on."""
+        """Raises BudgetSpent before a request that the budget does not cover, SmallerBatch as ``ask_once``; else as ``ask``."""
+        card = self.card
+        if not card.batch and card.max_batch and len(queries) > card.max_batch:
+            raise SmallerBatch(f"{card.source} takes {card.max_batch} queries at once")
         try:
-            request = self._dialect.encode(chunk, self.card.input)
-            reply = self._transport.send(request)
+            request = self._dialect.encode(queries, card.input)
+            answers = self._transport.send(request, lambda reply: self._read(reply, len(queries)))
         except TooLargeError as error:
-            self._shrink(len(chunk), max(1, len(chunk) // 2), error)
-            return None
+            raise self._smaller(len(queries), max(1, len(queries) // 2), error) from None
+        except OneAnswerError as error:
+            raise self._smaller(len(queries), 1, error) from None
+        except _UnreadableError:
+            raise
         except SuspectError as error:
-            raise SuspectError(error.what, f"{error.hint}{self._tried()}") from None
+            raise type(error)(error.what, f"{error.hint}{self._tried()}") from None
+        with self._lock:
+            if not self._answered:
+                self._answered = True
+                self.card = replace(self.card, max_batch=self._most)
+        return answers
+
+    def _read(self, reply: Reply, n: int) -> Answers:
+        """The answers in a reply. Raises OneAnswerError where the first reply is one, GarbageError for what is no answer."""
         try:
-            answers = self._dialect.decode(reply, len(chunk))
+            return self._dialect.decode(reply, n)
         except OneAnswerError as error:
             if self._answered:
                 raise self._unreadable(error, reply) from None
-            self._shrink(len(chunk), 1, error)
-            return None
+            raise
         except OnnxauditError as error:
             raise self._unreadable(error, reply) from None
-        self._answered = True
-        return answers
 
-    def _shrink(self, sent: int, size: int, error: SuspectError) -> None:
+    def _smaller(self, sent: int, size: int, error: SuspectError) -> SmallerBatch:
         """Smaller batches from now on. Raises SuspectError where they cannot be any smaller."""
         if self.card.batch or sent == 1:
-            raise SuspectError(f"{error.what} to a request of {sent}, which cannot be smaller", error.hint)
-        self.card = replace(self.card, max_batch=size)
+            raise SuspectError(f"{error.what} to a request of {sent}, which cannot be smaller", error.hint) from None
+        with self._lock:  # several requests of the old size may have been on their way: none halves what another has halved
+            self._most = min(size, self._most or size)
+            self.card = replace(self.card, max_batch=min(self._most, self.card.max_batch or size))
+        return SmallerBatch(error.what, error.hint)
 
     def _tried(self) -> str:
         """How the dialect was found, as long as it may be the wrong one."""
@@ -103,19 +111,19 @@ class HttpSuspect(Suspect):
         if not isinstance(error, ReplyError):
             return type(error)(clean(f"{self.card.source}: {error.what}"), clean(error.hint))
         hint = f"{clean(error.hint)} It said {self._transport.redaction.quote(reply.body)}.{self._tried()}"
-        return SuspectError(clean(f"{self.card.source}: {error.what}"), hint)
+        return _UnreadableError(clean(f"{self.card.source}: {error.what}"), hint)
 
 
 def open_http(
     target: Target,
     *,
-    clock: Callable[[], float] = time.time,
-    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] | None = None,
     jitter: Callable[[], float] = random.random,
 ) -> Suspect:
     """Open a classifier at a URL; asks for metadata, sends no query. options: those of ``HttpOptions``.
 
-    clock: seconds since 1970. sleep: takes seconds. jitter: in [0, 1). Raises UsageError where the URL or an option is wrong
+    clock: seconds, never set back. sleep: takes seconds. jitter: in [0, 1). Raises UsageError where the URL or an option is wrong
     or missing, SuspectError where the server is down or refuses.
     """
     address = parse_address(target.source)

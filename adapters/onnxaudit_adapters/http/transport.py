@@ -4,37 +4,54 @@ from __future__ import annotations
 
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.metadata import version
+from typing import Generic, TypeVar
 
 import requests
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
 from onnxaudit.errors import BudgetSpent, SuspectError, UsageError
+from onnxaudit_adapters.http.deadlines import WholeReplies
 from onnxaudit_adapters.http.dialects import Reply, Request
 from onnxaudit_adapters.http.options import Address, HttpOptions
-from onnxaudit_adapters.http.pacing import Pace, backoff, retry_after
+from onnxaudit_adapters.http.pacing import Lanes, Pace, backoff, retry_after
 from onnxaudit_adapters.http.redaction import Redaction
 
 MAX_REPLY = 16 * 2**20  # bytes
-MAX_RETRIES = 4  # of one request after 502, 503, 504, a timeout or a reset: TorchServe says 503 to what will never work
+MAX_RETRIES = 4  # of one request after a fault, 5xx or garbage: TorchServe says 503 to what will never work
 MAX_WAITS = 20  # of one request after 429, so that a server which only ever says 429 does not hold an audit for ever
+HICCUPS = frozenset({500, 502, 503, 504, *range(520, 528)})  # what servers, and the networks before them, say of a bad moment
 _MAX_COMPLAINT = 64 * 2**10  # bytes read of a reply that is an error
 _CHUNK = 64 * 2**10
+T = TypeVar("T")
 
 
 class TooLargeError(SuspectError):
     """The server wants fewer queries in a request."""
 
 
+class GarbageError(SuspectError):
+    """A reply with status 2xx that is not what was asked for. After a success it is asked for again; it is never made to fit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """No reply came back. reason: without secrets."""
+    """No reply came back, or none of use. reason: without secrets. error: what to raise if that is the end of it."""
 
     reason: str
+    error: SuspectError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Understood(Generic[T]):
+    """What was read from a good reply."""
+
+    value: T
 
 
 class _Session(requests.Session):
@@ -50,9 +67,9 @@ def _no_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 class Transport:
-    """One server, one request at a time. attempts: requests sent for queries. queries_sent: queries in them, retries included.
+    """One server. attempts: requests sent for queries. queries_sent: queries in them, retries included. Threads may share it.
 
-    clock: seconds since 1970. sleep: takes seconds. jitter: in [0, 1).
+    clock: seconds, never set back. sleep: takes seconds; None: until then or until it is stopped. jitter: in [0, 1).
     """
 
     def __init__(
@@ -60,43 +77,69 @@ class Transport:
         address: Address,
         options: HttpOptions,
         *,
-        clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.attempts = 0
         self.queries_sent = 0
         self.shown = address.shown
+        self._address = address
         self._options = options
-        self._clock, self._sleep, self._jitter = clock, sleep, jitter
-        self._pace = Pace(options.rate, clock, sleep)
+        self._stopped = threading.Event()
+        self._wait = sleep or self._stopped.wait
+        self._jitter = jitter
+        self._pace = Pace(options.rate, clock, self._sleep)
+        self._lanes = Lanes(options.concurrency, clock)
         self._succeeded = False
-        self._session = _Session()
-        self._session.auth = _no_netrc
-        self._session.headers.clear()
-        # Identity: a few compressed bytes must not become gigabytes after the size was checked.
-        self._session.headers.update({"User-Agent": f"onnxaudit/{version('onnxaudit')}", "Accept-Encoding": "identity"})
-        if address.authorization:
-            self._session.headers["Authorization"] = address.authorization
-        self._session.headers.update(options.headers)
+        self._lock = threading.Lock()
+        self._own = threading.local()  # a session is for one thread
+        self._sessions: list[_Session] = []
         self.redaction = Redaction(options.headers, address.secrets)
+
+    def _session(self) -> _Session:
+        session: _Session | None = getattr(self._own, "session", None)
+        if session is None:
+            session = self._own.session = self._new_session()
+            with self._lock:
+                self._sessions.append(session)
+        return session
+
+    def _new_session(self) -> _Session:
+        session = _Session()
+        session.auth = _no_netrc
+        session.headers.clear()
+        # Identity: a few compressed bytes must not become gigabytes after the size was checked.
+        session.headers.update({"User-Agent": f"onnxaudit/{version('onnxaudit')}", "Accept-Encoding": "identity"})
+        if self._address.authorization:
+            session.headers["Authorization"] = self._address.authorization
+        session.headers.update(self._options.headers)
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, WholeReplies(self._options.timeout))
+        return session
 
     def close(self) -> None:
         """Close the connections."""
-        self._session.close()
+        with self._lock:
+            for session in self._sessions:
+                session.close()
+
+    def stop(self) -> None:
+        """Called from another thread: send nothing more, try nothing again. What is on its way may still be answered."""
+        self._stopped.set()
 
     def get(self, address: Address) -> Reply:
         """What the server says of itself, whatever the status; costs no query. Raises SuspectError on no reply, 401 or 403."""
         self._pace.wait(1)
         found = self._exchange("GET", address.url, None, {"Accept": "application/json"})
         if isinstance(found, Fault):
-            raise self._unreachable(found)
+            raise found.error or self._unreachable(found)
         if found.status in (401, 403):
             raise self._refused(found)
         return found
 
-    def send(self, request: Request) -> Reply:
-        """The reply to a request, with status 2xx.
+    def send(self, request: Request, read: Callable[[Reply], T]) -> T:
+        """What ``read`` makes of the reply to a request, which has status 2xx; it raises GarbageError if that is nothing.
 
         Raises TooLargeError where fewer queries may do, BudgetSpent before a request that the budget does not cover, and
         SuspectError where the server is down, refuses, or goes on failing. The first exchange decides: until one succeeds
@@ -104,49 +147,75 @@ class Transport:
         """
         retries = waits = 0
         while True:
-            self._charge(request.queries)
-            found = self._exchange("POST", request.address.url, request.body, request.headers)
-            if isinstance(found, Reply) and found.ok:
+            with self._lanes:
+                sent = self._charge(request.queries)
+                found = self._exchange("POST", request.address.url, request.body, request.headers)
+                understood = self._understood(found, read) if isinstance(found, Reply) and found.ok else found
+            if isinstance(understood, _Understood):
                 self._succeeded = True
-                self._pace.recover()
-                return found
-            if isinstance(found, Reply) and found.status == 429 and self._succeeded and waits < MAX_WAITS:
-                delay = self._throttled(found, waits)
+                self._pace.recover(request.queries)
+                self._lanes.widen()
+                return understood.value
+            if isinstance(understood, Reply) and understood.status == 429 and self._succeeded and waits < MAX_WAITS:
+                self._pace.slow_down(sent)
+                self._lanes.narrow(sent)
+                self._pause(understood, waits)
                 waits += 1
-            elif self._may_retry(found) and retries < MAX_RETRIES:
-                asked = retry_after(found.headers, self._clock()) if isinstance(found, Reply) else None
-                delay = backoff(retries, self._jitter) if asked is None else asked
+            elif self._may_retry(understood) and retries < MAX_RETRIES:
+                self._pause(understood, retries)
                 retries += 1
             else:
-                raise self._fatal(found, 1 + retries + waits)
-            self._sleep(delay)
+                raise self._fatal(understood, 1 + retries + waits)
 
-    def _charge(self, queries: int) -> None:
+    def _understood(self, reply: Reply, read: Callable[[Reply], T]) -> _Understood[T] | Fault:
+        try:
+            return _Understood(read(reply))
+        except GarbageError as error:
+            self._session().close()  # so that no rest of this reply can be taken for the beginning of the next
+            return Fault(error.what, error)
+
+    def _charge(self, queries: int) -> float:
+        """Wait until the request may go, and count it. Returns when that was."""
         budget = self._options.budget
-        if budget is not None and self.queries_sent + queries > budget:
-            raise BudgetSpent(
-                f"{self.queries_sent} of the {budget} queries in the budget are sent, and the next request has {queries}",
-                "Retries count, because they count at the suspect. Raise --budget to go on.",
-            )
-        self._pace.wait(queries)
-        self.attempts += 1
-        self.queries_sent += queries
+        with self._lock:
+            if self._stopped.is_set():
+                raise SuspectError(f"{self.shown} is not asked any more", "Something else failed, or the run was interrupted.")
+            if budget is not None and self.queries_sent + queries > budget:
+                raise BudgetSpent(
+                    f"{self.queries_sent} of the {budget} queries in the budget are sent, and the next request has {queries}",
+                    "Retries count, because they count at the suspect. Raise --budget to go on.",
+                )
+            self.attempts += 1
+            self.queries_sent += queries
+        try:
+            return self._pace.wait(queries)
+        except BaseException:  # interrupted while it waited: it never went
+            with self._lock:
+                self.attempts -= 1
+                self.queries_sent -= queries
+            raise
 
-    def _throttled(self, reply: Reply, waits: int) -> float:
-        asked = retry_after(reply.headers, self._clock())
-        if asked is not None:
-            return asked
-        self._pace.slow_down()
-        return backoff(waits, self._jitter)
+    def _sleep(self, seconds: float) -> None:
+        self._wait(seconds)
+        if self._stopped.is_set():
+            raise SuspectError(f"{self.shown} is not asked any more", "Something else failed, or the run was interrupted.")
+
+    def _pause(self, found: Reply | Fault, tries: int) -> None:
+        """Wait before trying again: as long as the server says, and then nothing else goes either, or longer each time."""
+        asked = retry_after(found.headers, time.time()) if isinstance(found, Reply) else None
+        if asked is None:
+            self._sleep(backoff(tries, self._jitter))
+        else:
+            self._pace.hold(asked)
 
     def _may_retry(self, found: Reply | Fault) -> bool:
-        return self._succeeded and (isinstance(found, Fault) or found.status in (502, 503, 504))
+        return self._succeeded and (isinstance(found, Fault) or found.status in HICCUPS)
 
     def _exchange(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> Reply | Fault:
-        mine = {name: value for name, value in headers.items() if name not in self._session.headers}
-        options = self._options
+        session, options = self._session(), self._options
+        mine = {name: value for name, value in headers.items() if name not in session.headers}
         try:
-            with self._session.request(
+            with session.request(
                 method,
                 url,
                 data=body,
@@ -160,47 +229,48 @@ class Transport:
             ) as response:
                 return self._read(response)
         except requests.exceptions.SSLError as error:
-            raise self._untrusted(error) from None
-        except (
-            requests.exceptions.Timeout,
-            requests.exceptions.ConnectionError,
-            requests.exceptions.ChunkedEncodingError,
-        ) as error:
+            return self._untrusted(error)
+        except (requests.exceptions.Timeout, requests.exceptions.ConnectionError, ReadTimeoutError, ProtocolError) as error:
             return Fault(_reason(error, options.timeout))
+        except GarbageError as error:
+            return Fault(error.what, error)
         # None of the library's own words below, and no chained exception: they quote URLs and headers.
         except (requests.exceptions.InvalidURL, UnicodeError) as error:
             raise UsageError(
                 f"{self.shown} cannot be sent a request ({type(error).__name__})", "Check the URL and the proxy."
             ) from None
         except (requests.exceptions.RequestException, HTTPError) as error:
-            hint = "Something else than a web server may be listening there."
-            raise SuspectError(f"{self.shown} gave a reply that is not HTTP ({type(error).__name__})", hint) from None
+            what = f"{self.shown} gave a reply that is not HTTP ({type(error).__name__})"
+            return Fault(what, SuspectError(what, "Something else than a web server may be listening there."))
 
     def _read(self, response: requests.Response) -> Reply:
+        """The reply, of which no more is kept than may be; never decompressed, whatever it says. Raises GarbageError."""
         good = response.status_code // 100 == 2
         limit = MAX_REPLY if good else _MAX_COMPLAINT
         headers = {name.lower(): value for name, value in response.headers.items()}
         if good and headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-            raise SuspectError(
+            raise GarbageError(
                 f"{self.shown} compressed its reply, though asked not to", "A proxy in front of it may be the cause."
             )
         length = headers.get("content-length", "")
+        oversized = length.isdecimal() and (len(length) > 19 or int(length) > limit)
         body = bytearray()
-        oversized = length.isdecimal() and len(length) < 20 and int(length) > limit
         if not (good and oversized):
-            for chunk in response.iter_content(_CHUNK):
+            for chunk in response.raw.stream(_CHUNK, decode_content=False):
                 body += chunk
-                if len(body) > limit:
-                    oversized = True
+                if oversized := len(body) > limit:
                     break
         if good and oversized:
-            raise SuspectError(
+            raise GarbageError(
                 f"{self.shown} answered more than {limit // 2**20} MB to one request",
                 "No classifier needs that for these queries; check the URL, or make --batch smaller.",
             )
         return Reply(response.status_code, bytes(body[:limit]), headers)
 
     def _fatal(self, found: Reply | Fault, tries: int) -> SuspectError:
+        if isinstance(found, Fault) and found.error is not None:
+            often = f", {tries} times" if tries > 1 else ""
+            return type(found.error)(found.error.what + often, found.error.hint)
         if isinstance(found, Fault):
             return self._unreachable(found, tries)
         if found.status in (401, 403):
@@ -226,7 +296,7 @@ class Transport:
         return SuspectError(f"{self.shown} answered {_status(found.status)} {when}", hint)
 
     def _refused(self, reply: Reply) -> SuspectError:
-        given = "Authorization" in self._session.headers
+        given = "Authorization" in self._session().headers
         why = "it does not accept the Authorization header that was sent" if given else "the Authorization header is missing"
         return SuspectError(
             f"{self.shown} answered {_status(reply.status)}: {why}",
@@ -240,15 +310,20 @@ class Transport:
             "Check that the server is up, the URL, and the proxy settings of the environment.",
         )
 
-    def _untrusted(self, error: requests.exceptions.SSLError) -> SuspectError:
+    def _untrusted(self, error: requests.exceptions.SSLError) -> Fault:
+        """Raises SuspectError for a certificate that does not hold: asking again could only reach somebody else."""
         # Only these parts of the library's text: the rest holds the URL.
         text = str(error)
-        reason = re.search(r"certificate verify failed: [^(\"']+", text) or re.search(r"\[SSL: [A-Z0-9_]+\]", text)
-        why = reason.group().strip() if reason else "the TLS handshake failed"
-        return SuspectError(
-            f"{self.shown} has no secure connection to offer: {self.redaction.clean(why)}",
+        distrust = re.search(r"certificate verify failed: [^(\"']+", text)
+        reason = distrust or re.search(r"\[SSL: [A-Z0-9_]+\]", text)
+        why = self.redaction.clean(reason.group().strip() if reason else "the TLS handshake failed")
+        found = SuspectError(
+            f"{self.shown} has no secure connection to offer: {why}",
             "Pass --ca-bundle for a private authority, --client-cert if the server wants one. Verification cannot be turned off.",
         )
+        if distrust:
+            raise found from None
+        return Fault(why, found)
 
 
 def _status(code: int) -> str:
