@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
-from onnxaudit.errors import OnnxauditError, OtherClasses, SmallerBatch, SuspectError, UsageError
+from onnxaudit.errors import OnnxauditError, SmallerBatch, SuspectError, UsageError
 
 Queries: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
 """Canonical queries: uint8 images (n, H, W, C) on the 8-bit grid, or float32 vectors (n, d)."""
@@ -179,15 +179,21 @@ class Suspect(ABC):
     def close(self) -> None:  # noqa: B027 - not every suspect holds something to give back
         """Give back what was opened."""
 
+    def stop(self) -> None:  # noqa: B027 - most suspects never wait
+        """Called from another thread: send nothing more and try nothing again; what is on its way may still be answered."""
+
     @final
     def ask(self, queries: Queries) -> Answers:
         """Answers to all queries, split into batches the suspect takes; both directions are checked.
 
         Raises SuspectError if the suspect fails, answers another number of rows, or answers nonsense.
-    def stop(self) -> None:  # noqa: B027 - most suspects never wait
-        """Called from another thread: send nothing more and try nothing again; what is on its way may still be answered."""
-
         """
+        parts = list(self.parts(queries))
+        return parts[0] if len(parts) == 1 else Answers.concatenate(parts)
+
+    @final
+    def parts(self, queries: Queries) -> Iterator[Answers]:
+        """The same, batch by batch in order: each can be kept before the next is asked. Raises what ``ask`` raises."""
         if not len(queries):
             raise UsageError("there are no queries to ask")
         start = 0
@@ -204,12 +210,6 @@ class Suspect(ABC):
     def ask_once(self, queries: Queries) -> Answers:
         """Answers to no more queries than the card allows at once. Raises SmallerBatch where the card has come to allow fewer."""
         return self._ask_batch(queries)
-        parts = list(self.parts(queries))
-        return parts[0] if len(parts) == 1 else Answers.concatenate(parts)
-
-    @final
-    def parts(self, queries: Queries) -> Iterator[Answers]:
-        """The same, batch by batch in order: each can be kept before the next is asked. Raises what ``ask`` raises."""
 
     def _ask_batch(self, queries: Queries) -> Answers:
         n = len(queries)

@@ -34,19 +34,19 @@ from onnxaudit.transcript import SCHEMA, Batch, Transcript
 
 REPEATS = 8
 """Queries asked again after resuming."""
+REPEATED = 0.01
+"""Share of the queries asked twice, where any are, to see whether answers are stable."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-REPEATED = 0.01
-"""Share of the queries asked twice, where any are, to see whether answers are stable."""
 class CheckOptions:
-    """How a check is to be done. alpha None: the bundle's. repeat: so many queries at least are asked twice, to see whether answers are stable.
+    """How a check is to be done. alpha None: the bundle's. repeat: so many queries at least are asked twice, to
+    see whether answers are stable.
 
     looks: so many queries of the schemes are asked between looks at the answers; None: all at once. exhibits: single queries are
     wanted in the report. access, target: recorded in the transcript; target is a digest of all that says which suspect a URL and
-    its headers mean. sandbox: limits of the process that the suspect's runtime is confined to; None: it runs here. label_space:
-    "unknown" where the suspect's labels are not the victim's, so that none is compared. concurrency: requests that may be on their
-    way at once; None: asked in the thread that calls.
+    its headers mean. sandbox: limits of the process that the suspect's runtime is confined to; None: it runs here. concurrency:
+    requests that may be on their way at once; None: asked in the thread that calls.
     """
 
     alpha: float | None = None
@@ -61,16 +61,10 @@ class CheckOptions:
     looks: tuple[int, ...] | None = None
     exhibits: bool = False
     sandbox: Limits | None = None
+    concurrency: int | None = None
 
 
 @dataclass(slots=True)
-    label_space: str | None = None
-    concurrency: int | None = None
-
-    @property
-    def label_free(self) -> bool:
-        """Whether nothing is compared by label."""
-        return self.label_space == UNKNOWN
 class _Clock:
     """Seconds by step."""
 
@@ -178,6 +172,7 @@ def _interview(
             progress=report,
             pauses=plan.stops if plan else (),
             enough=_enough(bundle, options, inside) if plan else None,
+            concurrency=options.concurrency,
         )
         if options.budget is not None:
             repeat = min(repeat, max(0, options.budget - result.sent))
@@ -194,7 +189,6 @@ def _interview(
 
 
 def _order(bundle: QueryBundle, plan: Schedule | None, options: CheckOptions) -> NDArray[np.int64]:
-            concurrency=options.concurrency,
     if plan is not None:
         return plan.order
     return asking_order(bundle) if options.budget is not None else np.flatnonzero(once(askable, bundle))
