@@ -62,6 +62,7 @@ def check(
         list[str] | None, typer.Option(help='HTTP: "Name: value"; $VARIABLES are filled in. May be repeated.')
     ] = None,
     rate: Annotated[float | None, typer.Option(help="HTTP: at most so many queries a second.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="HTTP: so many requests on their way at once. Default: 1.")] = None,
     batch: Annotated[int | None, typer.Option(help="HTTP: queries in one request.")] = None,
     timeout: Annotated[float, typer.Option(help="HTTP: seconds to wait for a reply.")] = 30.0,
     ca_bundle: Annotated[Path | None, typer.Option(help="HTTP: certificates to trust.")] = None,
@@ -75,12 +76,14 @@ def check(
     from onnxaudit.report.writing import check_format, show, write_all
 
     if (suspect is None) == (url is None):
-    concurrency: Annotated[int | None, typer.Option(help="HTTP: so many requests on their way at once. Default: 1.")] = None,
         raise UsageError("give either a SUSPECT or --url", "For example: onnxaudit check suspect.onnx")
     check_alpha(alpha)
     if budget is not None and budget < 1:
         raise UsageError(f"--budget {budget} allows no query", "Give a positive number.")
     over_http = {"--dialect": dialect, "--input-name": input_name, "--header": header, "--rate": rate, "--batch": batch}
+    over_http["--concurrency"] = concurrency
+    if concurrency is not None and not 1 <= concurrency <= 256:
+        raise UsageError(f"--concurrency {concurrency} has to be from 1 to 256", "Leave it out for one request at a time.")
     if url is None and (given := [name for name, value in over_http.items() if value]):
         raise UsageError(f"{', '.join(given)} can only be used with --url", "Leave it out for a file.")
     for path in output or []:
@@ -94,9 +97,6 @@ def check(
         references,
         budget,
         evidence,
-    over_http["--concurrency"] = concurrency
-    if concurrency is not None and not 1 <= concurrency <= 256:
-        raise UsageError(f"--concurrency {concurrency} has to be from 1 to 256", "Leave it out for one request at a time.")
         resume,
         4 if url else 0,
         device,
@@ -118,6 +118,7 @@ def check(
         "output_name": output_name,
         "headers": parse_headers(header or []),
         "rate": rate,
+        "concurrency": concurrency,
         "batch": batch,
         "timeout": timeout,
         "ca_bundle": ca_bundle and str(ca_bundle),
@@ -133,7 +134,6 @@ def check(
     try:
         if report.error and not json:
             typer.echo(f"error: {report.error}", err=True)
-        "concurrency": concurrency,
         else:
             show(report, as_json=json)
     finally:  # a terminal that went away must not cost the file, nor the other way round
