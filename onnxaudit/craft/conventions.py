@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxaudit.craft.data import Data
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
+from onnxaudit.evidence.wiring import SCALINGS
 from onnxaudit.suspect import InputSpec
 
 PROBE = 1000
@@ -20,15 +21,6 @@ HEAT, BEHIND = 100, 0.25
 """So many of them tell which conventions are not worth the others: those less accurate than the best by so much."""
 PART = 256
 """Inputs copied from the data at a time."""
-SCALINGS: tuple[tuple[str, float, tuple[float, ...], tuple[float, ...]], ...] = (
-    ("pixels in [0, 1]", 1 / 255, (), ()),
-    ("pixels in [-1, 1]", 1 / 255, (0.5,), (0.5,)),
-    ("pixels in [0, 255]", 1.0, (), ()),
-    ("ImageNet mean and std", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    ("CIFAR-10 mean and std", 1 / 255, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    ("MNIST mean and std", 1 / 255, (0.1307,), (0.3081,)),
-    ("Fashion-MNIST mean and std", 1 / 255, (0.2860,), (0.3530,)),
-)
 
 
 @dataclass(frozen=True, slots=True)
