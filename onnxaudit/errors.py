@@ -35,6 +35,10 @@ class SuspectError(OnnxauditError):
     exit_code = 4
 
 
+class OtherClasses(SuspectError):  # noqa: N818 - a kind of SuspectError
+    """The suspect names classes, or so many, that the victim does not have: its label set is another one (exit 4)."""
+
+
 class BudgetSpent(OnnxauditError):  # noqa: N818 - it ends an interview, it is no error
     """The query budget is used up; never leaves the interview."""
 

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
-from onnxaudit.errors import OnnxauditError, SmallerBatch, SuspectError, UsageError
+from onnxaudit.errors import OnnxauditError, OtherClasses, SmallerBatch, SuspectError, UsageError
 
+_OTHER = "check --label-space unknown compares it without labels."
 Queries: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
 """Canonical queries: uint8 images (n, H, W, C) on the 8-bit grid, or float32 vectors (n, d)."""
 
@@ -233,15 +234,14 @@ class Suspect(ABC):
             raise SuspectError(f"{self.card.source} answered NaN or infinity", "Its scores cannot be used as evidence.")
         expected = self.card.num_classes
         if answers.num_classes is not None and expected is not None and answers.num_classes != expected:
-            raise SuspectError(
-                f"{self.card.source} answers with {answers.num_classes} classes, the bundle's victim has {expected}",
-                "Schemes that compare labels need the same label set.",
+            raise OtherClasses(
+                f"{self.card.source} answers with {answers.num_classes} classes, the bundle's victim has {expected}", _OTHER
             )
         lowest, top = int(answers.classes.min(initial=0)), int(answers.classes.max(initial=0))
         if lowest < 0:
             raise SuspectError(f"{self.card.source} named class {lowest}", "Classes count from 0.")
         if expected is not None and top >= expected:
-            raise SuspectError(f"{self.card.source} named class {top}, the bundle's victim has {expected} classes")
+            raise OtherClasses(f"{self.card.source} named class {top}, the bundle's victim has {expected} classes", _OTHER)
         return answers
 
     @final

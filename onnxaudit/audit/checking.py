@@ -20,8 +20,10 @@ from onnxaudit.audit.calibrating import add_models, model_files
 from onnxaudit.audit.exhibiting import exhibits_of
 from onnxaudit.audit.insights import Insights, askable, insights_of, look_inside
 from onnxaudit.audit.judging.comparing import Comparison
+from onnxaudit.audit.judging.conditions import GIVEN
 from onnxaudit.audit.judging.judging import judge, look_through, planned_order
 from onnxaudit.audit.judging.looking import Schedule, asking_order
+from onnxaudit.audit.label_spaces import UNKNOWN, with_references_of_any
 from onnxaudit.audit.once import once
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
@@ -45,7 +47,8 @@ class CheckOptions:
 
     looks: so many queries of the schemes are asked between looks at the answers; None: all at once. exhibits: single queries are
     wanted in the report. access, target: recorded in the transcript; target is a digest of all that says which suspect a URL and
-    its headers mean. sandbox: limits of the process that the suspect's runtime is confined to; None: it runs here. concurrency:
+    its headers mean. label_space: "unknown" where the suspect's labels are not the victim's, so that none is compared. sandbox:
+    limits of the process that the suspect's runtime is confined to; None: it runs here. concurrency:
     requests that may be on their way at once; None: asked in the thread that calls.
     """
 
@@ -61,7 +64,13 @@ class CheckOptions:
     looks: tuple[int, ...] | None = None
     exhibits: bool = False
     sandbox: Limits | None = None
+    label_space: str | None = None
     concurrency: int | None = None
+
+    @property
+    def label_free(self) -> bool:
+        """Whether nothing is compared by label."""
+        return self.label_space == UNKNOWN
 
 
 @dataclass(slots=True)
@@ -84,7 +93,7 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
     """
     clock, own = _Clock({"open": round(opened, 4)}), bundle
     if options.references:
-        bundle = _with_references_of(bundle, options.references, options.device, progress)
+        bundle = _with_references_of(bundle, options.references, options.device, progress, label_free=options.label_free)
         clock.lap("references")
     result, stable, inside = _interview(bundle, suspect, options, progress)
     clock.lap("ask")
@@ -97,13 +106,14 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
         looks=result.looks,
         inside=inside,
         planned=options.looks,
+        label_free=options.label_free,
     )
     report = judged(bundle)
     if own is not bundle and own.manifest.of_role("reference"):
         report = dataclasses.replace(report, own_pool=beside(judged(own)))
     clock.lap("detect")
     queries = {"sent": result.sent, "reused": result.reused, "failed": result.failed}
-    exhibits = exhibits_of(bundle, result.answers) if options.exhibits else ()
+    exhibits = exhibits_of(bundle, result.answers) if options.exhibits and not options.label_free else ()
     sealed = result.transcript_sha256
     return dataclasses.replace(report, queries=queries, seconds=clock.seconds, transcript_sha256=sealed, exhibits=exhibits)
 
@@ -119,11 +129,16 @@ def beside(report: Report) -> Mapping[str, Any]:
     }
 
 
-def _with_references_of(bundle: QueryBundle, folder: Path, device: str, progress: Progress) -> QueryBundle:
+def _with_references_of(
+    bundle: QueryBundle, folder: Path, device: str, progress: Progress, *, label_free: bool = False
+) -> QueryBundle:
     """The bundle with its references replaced by the models in a folder: a judge's own pool. It keeps its id."""
-    spec, classes = bundle.manifest.input, bundle.manifest.victim.num_classes
-    targets = [(Target(str(file), spec, classes, device), f"given with the check, in {folder}") for file in model_files(folder)]
-    filled = add_models(without_references(bundle), targets, "reference", progress, strict=False)
+    spec, classes, origin = bundle.manifest.input, bundle.manifest.victim.num_classes, f"{GIVEN}, in {folder}"
+    if label_free:
+        filled = with_references_of_any(without_references(bundle), folder, device, progress)
+    else:
+        targets = [(Target(str(file), spec, classes, device), origin) for file in model_files(folder)]
+        filled = add_models(without_references(bundle), targets, "reference", progress, strict=False)
     if not filled.manifest.of_role("reference"):
         raise UsageError(f"none of the models in {folder} can serve as a reference", "See the notes above; nothing was asked.")
     return dataclasses.replace(filled, id=bundle.id)
@@ -200,7 +215,7 @@ def _enough(bundle: QueryBundle, options: CheckOptions, inside: Insights) -> Cal
     known: dict[int, Comparison] = {}
 
     def enough(answers: Answers) -> bool:
-        seen = look_through(bundle, answers, level, looks, inside, known)
+        seen = look_through(bundle, answers, level, looks, inside, known, label_free=options.label_free)
         return seen is not None and seen.decided
 
     return enough
@@ -250,4 +265,5 @@ def _header(bundle: QueryBundle, card: SuspectCard, options: CheckOptions) -> di
         "input": dataclasses.asdict(card.input),
         "access": options.access,
         "looks": None if options.looks is None else list(options.looks),
+        "label_space": options.label_space,
     }

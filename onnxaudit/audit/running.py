@@ -16,10 +16,11 @@ from onnxaudit import __version__
 from onnxaudit.answers import Access, parse_access
 from onnxaudit.audit.checking import CheckOptions, check
 from onnxaudit.audit.judging.comparing import compare
+from onnxaudit.audit.label_spaces import UNKNOWN
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.decode import canonical
-from onnxaudit.errors import OnnxauditError
+from onnxaudit.errors import OnnxauditError, OtherClasses
 from onnxaudit.evidence.calibration import p_floor
 from onnxaudit.fetching import shown_url
 from onnxaudit.registry import open_suspect, reduce_access
@@ -58,11 +59,22 @@ def run_check(
         width = http.get("concurrency") or 1
         options = dataclasses.replace(options, target=digest, evidence=evidence, concurrency=width)
     opened: Suspect | None = None
-    target = Target(source, bundle.manifest.input, bundle.manifest.victim.num_classes, options.device, options=dict(http), **said)
+    classes = None if options.label_free else bundle.manifest.victim.num_classes
+    target = Target(source, bundle.manifest.input, classes, options.device, options=dict(http), **said)
+    again = _fresh(source, options)
     try:
-        with _opened(target, options.sandbox) as opened:
-            suspect = _reduced(opened, level)
-            return check(bundle, suspect, options, progress, time.perf_counter() - started)
+        try:
+            with _opened(target, options.sandbox) as opened:
+                return check(bundle, _reduced(opened, level), options, progress, time.perf_counter() - started)
+        except OtherClasses as error:
+            if not again:
+                raise
+            progress.note(f"{error.what}: it is compared without labels, as with --label-space {UNKNOWN}")
+            if options.evidence:
+                options.evidence.unlink(missing_ok=True)  # it holds a header and no answer
+        options = dataclasses.replace(options, label_space=UNKNOWN)
+        with _opened(dataclasses.replace(target, num_classes=None), options.sandbox) as opened:
+            return check(bundle, _reduced(opened, level), options, progress, time.perf_counter() - started)
     except (OnnxauditError, KeyboardInterrupt) as error:
         if debug:
             progress.note(traceback.format_exc())
@@ -77,6 +89,12 @@ def check_judgeable(bundle: QueryBundle) -> None:
     if bundle not in _JUDGEABLE:
         compare(bundle, [], bundle.answers["victim"])
         _JUDGEABLE.add(bundle)
+
+
+def _fresh(source: str, options: CheckOptions) -> bool:
+    """Whether a suspect that turns out to have other classes may be asked anew: it costs nothing, and nothing is lost by it."""
+    kept = options.evidence is not None and options.evidence.exists()
+    return "://" not in source and not options.label_free and not options.resume and not kept
 
 
 def _opened(target: Target, limits: Limits | None) -> Suspect:

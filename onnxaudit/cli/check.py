@@ -27,6 +27,13 @@ def check(
     bundle: Annotated[Path | None, typer.Option(help="Default: $ONNXAUDIT_BUNDLE, else the only .oab here.")] = None,
     access: Annotated[str | None, typer.Option(help="Use only so much of the answers: label, topk:K, probs, logits.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Error rate. Default: the bundle's.")] = None,
+    label_space: Annotated[
+        str | None,
+        typer.Option(
+            help="same: the suspect's labels are the victim's; unknown: they are others, or private, and no label is compared. "
+            "Default: same, unless a file turns out to have another number of classes."
+        ),
+    ] = None,
     references: Annotated[
         Path | None, typer.Option(help="Calibrate with these models instead of the bundle's references.")
     ] = None,
@@ -103,6 +110,7 @@ def check(
         looks=_planned(looks, loaded.manifest.looks, url),
         exhibits=any(path.suffix in (".html", ".md") for path in output or []),
         sandbox=_confinement(sandbox, sandbox_limits, url),
+        label_space=parse_choice(label_space, "--label-space", ("same", "unknown")),
     )
     said = {
         "shape": parse_shape(input),

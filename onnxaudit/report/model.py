@@ -39,7 +39,8 @@ class SchemeResult:
 class Controls:
     """The control queries. agreement: on those that victim and references find easy; accuracy: on all, where labelled.
 
-    confused: classes whose easy controls are nearly all wrong, in words. answered: of all controls.
+    confused: classes whose easy controls are nearly all wrong, in words. answered: of all controls. related: where labels cannot
+    be compared, how much the suspect's tell of what the controls show, 0 to 1; all but n, answered and ok are then unknown.
     """
 
     n: int = 0
@@ -50,6 +51,7 @@ class Controls:
     victim_accuracy: float | None = None
     confused: str = ""
     answered: int = 0
+    related: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,6 +103,7 @@ class Report:
 
     references: empty in a line of a scan. looks: where answers were judged as they came in; needed: queries at the look that
     decided. own_pool: finding, p and floor with the bundle's own references, where others were given with the check.
+    wiring: what --autofix found, and by what controls; without it, no key of the JSON.
     margin: the tolerance in units of score: a reference counts as close as the suspect if its score + margin >= score.
     exhibits: single queries, for pages that people read; not in the JSON, which the bundle and the transcript complete.
     """
@@ -128,6 +131,7 @@ class Report:
     looks: tuple[Look, ...] = ()
     needed: int | None = None
     own_pool: Mapping[str, Any] | None = None
+    wiring: Mapping[str, Any] | None = None
     margin: float | None = None
     exhibits: tuple[ExhibitGroup, ...] = ()
     tool: str = ""
@@ -144,6 +148,8 @@ class Report:
         """One JSON document, keys in the order of the contract, sealed; no NaN."""
         value = dataclasses.asdict(dataclasses.replace(self, exhibits=()))
         del value["code"], value["exhibits"]
+        if self.wiring is None:
+            del value["wiring"]
         first = ("schema", "status", "finding", "p_value", "p_floor", "alpha", "score", "reasons")
         ordered = {name: value[name] for name in (*first, *(name for name in value if name not in first))}
         return written({**ordered, "digest": seal(ordered)})

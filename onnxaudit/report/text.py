@@ -88,6 +88,8 @@ def controls_words(report: Report) -> str:
     if not c.n:
         return "none"
     agreement = "" if c.agreement is None else f"{c.agreement:.0%} of {c.n} easy ones right"
+    if c.related is not None:
+        agreement = f"labels tell {c.related:.2f} of what {c.n} show (1: all, 0: nothing)"
     verdict = {True: "ok", False: "FAILED", None: "too few to judge"}[c.ok]
     return f"{verdict}: {agreement}"
 

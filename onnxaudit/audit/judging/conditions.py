@@ -9,6 +9,8 @@ from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.report.model import Controls, LineUp
 
+GIVEN = "given with the check"
+"""How the origin of references begins that took the place of the bundle's own."""
 OUTLIER = 0.1
 """A victim whose place among its siblings is as uncommon as this is said to be an outlier."""
 
@@ -30,6 +32,7 @@ def conditions_of(
     level: float,
     seen: Seen | None,
     line_up: LineUp | None,
+    label_free: bool = False,
 ) -> list[str]:
     """What is assumed, and what weakens the finding, in words."""
     said = [*bundle.manifest.pool_notes, *bundle.manifest.notes]
@@ -63,9 +66,34 @@ def conditions_of(
         )
     if controls.ok is None and controls.n:
         said.append("too few control queries to tell a mis-wired suspect from an independent one")
-    if answers.scores is None and any(scheme.representation == "correlation" for scheme in bundle.manifest.schemes):
+    if label_free:
+        said += _without_labels(bundle, controls)
+    elif answers.scores is None and any(scheme.representation == "correlation" for scheme in bundle.manifest.schemes):
         said.append("label-only answers: correlations are computed on smooth labels, which costs power")
     return [*said, *_kinship(line_up, bundle.manifest.drawn)]
+
+
+def _without_labels(bundle: QueryBundle, controls: Controls) -> list[str]:
+    """What is assumed where no labels are compared."""
+    said = [
+        "the suspect's label set is another one, or not known: models are compared by which queries they find alike, in one "
+        "statistic of all pairs (pairs/1); no label is compared, and controls cannot be right or wrong"
+    ]
+    if controls.related is not None:
+        said.append(
+            f"the controls instead: the suspect's labels tell {controls.related:.2f} of what they show (1: all, 0: nothing)"
+        )
+    if any(model.origin.startswith(GIVEN) for model in bundle.manifest.of_role("reference")):
+        said.append(
+            "the references given with the check must be of the suspect's label set, made as it is said to have been made"
+        )
+    else:
+        said.append(
+            "the references are of the victim's own task: they bound honest models of that task under any class names; models of "
+            "another task are farther from the victim, so that for a transferred suspect p is too large, not too small; give "
+            "--references of its own label set to see more"
+        )
+    return said
 
 
 def _kinship(line_up: LineUp | None, drawn: int | None) -> list[str]:

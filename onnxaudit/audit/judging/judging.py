@@ -12,9 +12,11 @@ import numpy as np
 from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.insights import Insights, askable
-from onnxaudit.audit.judging.comparing import Comparison, compare
+from onnxaudit.audit.judging.comparing import FEWEST_QUERIES, Comparison, compare
 from onnxaudit.audit.judging.conditions import conditions_of
 from onnxaudit.audit.judging.controls import controls_of, references_of, stronger, weak_references
+from onnxaudit.audit.judging.label_free import STATISTIC as LABEL_FREE_STATISTIC
+from onnxaudit.audit.judging.label_free import compare_label_free, label_free_controls, named_classes, other_task
 from onnxaudit.audit.judging.looking import Schedule, Seen, schedule, walk
 from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle
@@ -41,9 +43,11 @@ def judge(
     looks: int = 1,
     inside: Insights | None = None,
     planned: Sequence[int] | None = None,
+    label_free: bool = False,
 ) -> Report:
     """The report on recorded answers: a pure function of its arguments, that anyone can repeat offline.
 
+    label_free: the suspect's label set is another one, or not known: nothing is compared by label, see ``label_free``.
     planned: looks that were fixed before anything was asked, in queries of the schemes; p then holds however early it was
     known. None: judged once, at the end. looks: how often answers of this suspect were judged as they came in without a plan; p
     is multiplied by it (Bonferroni), because looking again until something is found would otherwise accuse innocents.
@@ -51,13 +55,13 @@ def judge(
     manifest = bundle.manifest
     level = manifest.alpha if alpha is None else alpha
     references = once(references_of, bundle)
-    answers = dataclasses.replace(answers, num_classes=manifest.victim.num_classes)
+    answers = named_classes(bundle, answers, label_free=label_free)
     weak, siblings = once(weak_references, bundle), _ranked_siblings(bundle, level)
     tolerance = _tolerance(weak=weak, siblings=siblings)
-    seen = None if planned is None else look_through(bundle, answers, level, planned, inside)
+    seen = None if planned is None else look_through(bundle, answers, level, planned, inside, label_free=label_free)
     answers = answers if seen is None else seen.answers
-    comparison = compare(bundle, references, answers, inside) if seen is None else seen.comparison
-    controls = controls_of(bundle, answers)
+    comparison = seen.comparison if seen else _compared(bundle, answers, inside, label_free=label_free)
+    controls = label_free_controls(bundle, answers) if label_free else controls_of(bundle, answers)
     p = seen.p if seen else None
     if planned is None and comparison.statistics is not None and references:
         p = p_value(comparison.statistics, tolerance, comparison.unrelated)
@@ -71,13 +75,15 @@ def judge(
     floor = min(1.0, looks * max(p_floor(len(references)), p_floor(siblings) if siblings else 0.0))
     complete = bool(answers.answered[once(askable, bundle)].all()) if planned is None else seen is not None and seen.decided
     reasons = _doubts(floor, len(references), siblings, level, comparison, controls, answers, stable=stable, complete=complete)
+    if label_free:
+        reasons += other_task(bundle, references, answers)
     finding = INCONCLUSIVE
     if p is not None and not reasons:
         finding = DERIVED if p <= level else NOT_SHOWN
     if not reasons and finding != DERIVED and not complete:
         reasons.append("the budget was spent before all queries were asked, and what was asked does not show derivation")
         finding = INCONCLUSIVE
-    line_up = _line_up(bundle, comparison, early=seen is not None and not _is_whole(seen))
+    line_up = None if label_free else _line_up(bundle, comparison, early=seen is not None and not _is_whole(seen))
     return Report(
         finding=finding,
         p_value=p,
@@ -96,13 +102,22 @@ def judge(
         schemes=_scheme_results(comparison, tolerance, len(references)),
         queries={"sent": int(answers.answered.sum()), "reused": 0, "failed": 0},
         seconds={},
-        statistic=manifest.statistic,
+        statistic=LABEL_FREE_STATISTIC if label_free else manifest.statistic,
         tolerance=tolerance,
         margin=_margin(comparison, tolerance) if p is not None else None,
         p_exchangeable=p_value(comparison.statistics) if comparison.statistics is not None and references else None,
         conditions=tuple(
             conditions_of(
-                bundle, controls, answers, weak=weak, tolerance=tolerance, looks=looks, level=level, seen=seen, line_up=line_up
+                bundle,
+                controls,
+                answers,
+                weak=weak,
+                tolerance=tolerance,
+                looks=looks,
+                level=level,
+                seen=seen,
+                line_up=line_up,
+                label_free=label_free,
             )
         ),
         references=_reference_scores(bundle, comparison),
@@ -120,22 +135,24 @@ def look_through(
     planned: Sequence[int],
     inside: Insights | None = None,
     known: dict[int, Comparison] | None = None,
+    *,
+    label_free: bool = False,
 ) -> Seen | None:
     """What planned looks at the answers show so far; None before the first. A pure function, as ``judge``.
 
     known: what earlier calls found at looks at the beginning of the same answers; it is added to.
     """
     references, siblings = once(references_of, bundle), _ranked_siblings(bundle, level)
-    answers = dataclasses.replace(answers, num_classes=bundle.manifest.victim.num_classes)
+    answers = named_classes(bundle, answers, label_free=label_free)
 
     def doubtful(cut: Answers, comparison: Comparison) -> bool:
-        controls, floor = controls_of(bundle, cut), p_floor(len(references))
+        controls, floor = (label_free_controls if label_free else controls_of)(bundle, cut), p_floor(len(references))
         return bool(_doubts(floor, len(references), siblings, level, comparison, controls, cut, stable=True, complete=True))
 
     return walk(
         planned_order(bundle, planned),
         answers,
-        lambda cut: compare(bundle, references, cut, inside, FEWEST_AT_LOOKS),
+        lambda cut: _compared(bundle, cut, inside, FEWEST_AT_LOOKS, label_free=label_free),
         doubtful,
         len(references),
         level,
@@ -143,6 +160,16 @@ def look_through(
         {} if known is None else known,
         siblings=siblings,
     )
+
+
+def _compared(
+    bundle: QueryBundle, answers: Answers, inside: Insights | None, fewest: int = FEWEST_QUERIES, *, label_free: bool
+) -> Comparison:
+    """The suspect and the bundle's references on the same queries, with labels or without."""
+    references = once(references_of, bundle)
+    if label_free:
+        return compare_label_free(bundle, references, answers, fewest)
+    return compare(bundle, references, answers, inside, fewest)
 
 
 def _ranked_siblings(bundle: QueryBundle, level: float) -> int:
@@ -260,7 +287,12 @@ def _doubts(
         found.append(f"{has}{said}: p cannot fall below {floor:.3g}, alpha {alpha:g} needs at least {needed}")
     if comparison.statistics is None:
         found.append("no scheme could run: " + "; ".join(f"{s.name}: {s.skipped}" for s in comparison.schemes))
-    if controls.ok is False:
+    if controls.ok is False and controls.related is not None:
+        found.append(
+            "the suspect's labels tell nothing of what the control queries show: wrong preprocessing, or a task that has nothing "
+            "to do with the victim's"
+        )
+    elif controls.ok is False:
         found.append(
             f"the suspect gets {controls.agreement:.0%} of {controls.n} easy controls right: "
             "wrong preprocessing or label order, or another task"

@@ -16,6 +16,7 @@ from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import control_accuracy, with_models
 from onnxaudit.audit.checking import beside, steady, without_references
 from onnxaudit.audit.judging.judging import judge
+from onnxaudit.audit.label_spaces import UNKNOWN
 from onnxaudit.audit.verifying.records import read_json, read_transcript
 from onnxaudit.bundle import ModelEntry, QueryBundle, load
 from onnxaudit.decode import canonical, decode
@@ -65,6 +66,7 @@ class _Header:
     input: InputSpec
     access: str | None
     looks: tuple[int, ...] | None = None
+    label_space: str | None = None
 
 
 def verify_report(path: Path, evidence: Path | None, find_bundle: Callable[[], Path]) -> Iterator[str]:
@@ -145,7 +147,9 @@ def _no_evidence(path: Path, report: Mapping[str, Any]) -> UsageError:
 def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
     """The report that a check made of these answers, but for its seconds. Raises ArtefactError for a record that cannot be."""
     header, facts = _read(bundle, record, where)
-    run, asked, classes = record.runs[-1], header.suspect, bundle.manifest.victim.num_classes
+    label_free = header.label_space == UNKNOWN
+    run, asked = record.runs[-1], header.suspect
+    classes = None if label_free else bundle.manifest.victim.num_classes
     check_kept(record.kept, len(bundle.queries), classes)
     answers = assemble(record.kept, len(bundle.queries))
     repeats = _repeats(record, answers, where)
@@ -158,11 +162,12 @@ def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
         looks=max(1, len(record.looks)),
         inside={kind: seen for model, kind, seen in run.shown if model == "suspect"},
         planned=header.looks,
+        label_free=label_free,
     )
     if facts.pool_notes is None:
         report = judged(bundle)
     else:
-        report = judged(_with_references(bundle, run, facts.pool_notes, where))
+        report = judged(_with_references(bundle, run, facts.pool_notes, where, label_free=label_free))
         if bundle.manifest.of_role("reference"):
             report = dataclasses.replace(report, own_pool=beside(judged(bundle)))
     queries = {"sent": run.sent or 0, "reused": run.known, "failed": run.failed or 0}
@@ -198,18 +203,21 @@ def _repeats(record: Record, answers: Answers, where: str) -> list[Batch]:
     return repeats
 
 
-def _with_references(bundle: QueryBundle, run: Run, notes: tuple[str, ...], where: str) -> QueryBundle:
-    """The bundle as the check had it: with the references that were given with it, in place of its own."""
+def _with_references(bundle: QueryBundle, run: Run, notes: tuple[str, ...], where: str, *, label_free: bool) -> QueryBundle:
+    """The bundle as the check had it: with the references that were given with it, in place of its own.
+
+    label_free: they may have any label set, and so have no accuracy.
+    """
     models = []
     for value, answers in run.references:
         entry = decode(ModelEntry, value, f"{where}: a reference")
         said = answers.classes
-        fits = (
-            len(answers) == len(bundle.queries) and entry.num_classes == bundle.manifest.victim.num_classes == answers.num_classes
-        )
+        fits = len(answers) == len(bundle.queries) and entry.num_classes == answers.num_classes
+        fits &= label_free or entry.num_classes == bundle.manifest.victim.num_classes
         if not fits or said.min(initial=0) < 0 or said.max(initial=0) >= entry.num_classes or entry.role != "reference":
             raise ArtefactError(f"{where}: what {entry.source} answered does not fit the bundle", "The file was changed.")
-        if entry.access != answers.access.word or entry.accuracy != control_accuracy(bundle, answers):
+        accuracy = None if label_free else control_accuracy(bundle, answers)
+        if entry.access != answers.access.word or entry.accuracy != accuracy:
             raise ArtefactError(f"{where}: what {entry.source} answered is not what is said of it", "The file was changed.")
         models.append((entry, answers, {kind: seen for model, kind, seen in run.shown if model == entry.id}))
     if len({entry.id for entry, _, _ in models} | {"suspect"}) != len(models) + 1:
