@@ -45,12 +45,12 @@ class BudgetSpent(OnnxauditError):  # noqa: N818 - it ends an interview, it is n
     exit_code = 11
 
 
-def missing_extra(module: str, extra: str) -> UsageError:
-    """The error for a command whose optional dependency is not installed."""
-    return UsageError(f"this needs {module}, which is not installed", f"Install it with: pip install 'onnxaudit[{extra}]'")
 class SmallerBatch(OnnxauditError):  # noqa: N818 - it goes on with less, it is no error
     """The suspect answered none of these queries and takes fewer at once: its card says how many. Never leaves the interview."""
 
     exit_code = 4
 
 
+def missing_extra(module: str, extra: str) -> UsageError:
+    """The error for a command whose optional dependency is not installed."""
+    return UsageError(f"this needs {module}, which is not installed", f"Install it with: pip install 'onnxaudit[{extra}]'")

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxaudit.errors import ArtefactError, UsageError
+from onnxaudit.archives import open_archive
+from onnxaudit.errors import ArtefactError, OnnxauditError, UsageError
 from onnxaudit.suspect import Queries
 
 ARRAY_SUFFIXES = {".npz", ".npy", ".safetensors"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+"""Whatever a file is called: some of Pillow's other formats are run by other programs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,14 +75,19 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
             loaded: dict[str, NDArray[Any]] = load_file(path)
             return loaded
-        with path.open("rb") as file:
+        with path.open("rb") as file:  # not by NumPy, which does not close what it cannot read
             head = file.read(6)
-        if head[:2] != b"PK" and head != b"\x93NUMPY":  # NumPy would call it a pickle, and advise to load it as one
-            raise ValueError("it is neither, and no published data set that is known here")
-        with np.load(path, allow_pickle=False) as archive:
+            if head[:2] != b"PK" and head != b"\x93NUMPY":  # NumPy would call it a pickle, and advise to load it as one
+                raise ValueError("it is neither, and no published data set that is known here")
+            if head[:2] == b"PK":
+                open_archive(path).close()  # it may not unpack to much more than it is
+            file.seek(0)
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 return {"x": archive}
             return {name: archive[name] for name in archive.files}
+    except OnnxauditError:
+        raise
     except Exception as error:  # zipfile, zlib, numpy and safetensors each raise their own
         raise ArtefactError(f"{path.name} is not a readable .npz or .safetensors file: {error}", "Save it again.") from None
 
@@ -94,9 +102,9 @@ def _read_folder(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | Non
     images = []
     for file in files:
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
                 images.append(np.asarray(image.convert("L" if image.mode in ("L", "1", "I;16") else "RGB")))
-        except OSError as error:
+        except Exception as error:  # each decoder raises its own for damage
             raise ArtefactError(f"{file} is not a readable image: {error}") from None
     if len({image.shape for image in images}) > 1:
         raise UsageError(f"the images in {path} differ in size", "Bring them to the size the victim takes.")
