@@ -70,7 +70,7 @@ def open_suspect(target: Target) -> Suspect:
         known = ", ".join(sorted(f".{name}" for name in adapters() if name not in NOT_SUFFIXES))
         shown = target.source.rpartition("@")[2].partition("?")[0]  # what stands before and after may be secret
         raise UsageError(f"nothing here opens {shown!r}", f"Give a file ({known}), a URL, or module:function.")
-    if kind not in NOT_SUFFIXES and not Path(target.source).is_file():
+    if kind not in NOT_SUFFIXES and "://" not in target.source and not Path(target.source).is_file():
         raise UsageError(f"{target.source} is not a file", "Check the path.")
     return cast("Callable[[Target], Suspect]", pkgutil.resolve_name(reference))(target)
 
@@ -91,7 +91,9 @@ def _kinds() -> frozenset[str]:
 
 
 def weights_beside(data: bytes, path: Path) -> dict[str, str]:
-    """Name and sha256 of other files that belong to an ONNX model. Raises ArtefactError where they are unsafe or missing."""
+    """Name and sha256 of other files that belong to a model. Raises ArtefactError where they are unsafe or missing."""
+    if path.suffix.lower() == ".xml":
+        return cast("Callable[[Path], dict[str, str]]", pkgutil.resolve_name("onnxaudit_adapters.openvino:weights_of"))(path)
     if path.suffix.lower() != ".onnx" or b"location" not in data:  # the key that each tensor in another file carries
         return {}
     return cast("Callable[[bytes, Path], dict[str, str]]", pkgutil.resolve_name("onnxaudit_adapters.external:external_files"))(

@@ -56,5 +56,10 @@ def _below(folder: str, kinds: Collection[str]) -> Iterator[str]:
     for entry in ordered:
         if entry.is_dir(follow_symlinks=False):
             yield from _below(entry.path, kinds)
-        elif Path(entry.name).suffix.lower() in kinds and entry.is_file():
+        elif Path(entry.name).suffix.lower() in kinds and entry.is_file() and not _other_xml(Path(entry.path)):
             yield entry.path
+
+
+def _other_xml(path: Path) -> bool:
+    """Whether a file is XML that nobody means as a model: one of OpenVINO's has its weights beside it."""
+    return path.suffix.lower() == ".xml" and not path.with_suffix(".bin").is_file()
