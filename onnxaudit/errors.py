@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 
+MOST = 2000
+"""Characters of a message; what it quotes may be a stranger's."""
+
+
+def _line(text: str) -> str:
+    """One line of bounded length without what would steer a terminal; bytes of file names that are no text stay surrogates."""
+    line = " ".join(text[: 2 * MOST].split())
+    line = line if len(line) <= MOST else f"{line[:MOST]} …"
+    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else "\ufffd" for c in line)
+
+
 class OnnxauditError(Exception):
     """Base of all errors that are not bugs. ``str()`` is one line: what: why (hint)."""
 
@@ -10,8 +21,8 @@ class OnnxauditError(Exception):
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)
-        self.what = " ".join(what.split())
-        self.hint = " ".join(hint.split())
+        self.what = _line(what)
+        self.hint = _line(hint)
 
     def __str__(self) -> str:
         return f"{self.what}. {self.hint}" if self.hint else self.what
