@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 MOST = 2000
 """Characters of a message; what it quotes may be a stranger's."""
 
