@@ -177,6 +177,10 @@ class Suspect(ABC):
         """
         return None
 
+    def rewire(self, spec: InputSpec) -> None:
+        """Encode queries so from now on, as ``card.input`` then says."""
+        self.card = dataclasses.replace(self.card, input=spec)
+
     def close(self) -> None:  # noqa: B027 - not every suspect holds something to give back
         """Give back what was opened."""
 

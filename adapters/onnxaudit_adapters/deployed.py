@@ -16,7 +16,7 @@ import numpy as np
 from onnxaudit.answers import Access, Answers
 from onnxaudit.errors import UsageError
 from onnxaudit.schemes.compositions import check_known, keywords, parsed
-from onnxaudit.suspect import Queries, Suspect, SuspectCard
+from onnxaudit.suspect import InputSpec, Queries, Suspect, SuspectCard
 from onnxaudit_adapters import pixels, scores
 
 _ANY_BATCH = 256
@@ -177,6 +177,10 @@ class Deployed(Suspect):
             raise UsageError(f"the step {step.text!r} needs {step.kind.needs.word}, and {source} gives {word} only")
         changed: Answers = step.kind.function(answers, queries, **step.given)
         return changed
+
+    def rewire(self, spec: InputSpec) -> None:
+        """Have the wrapped suspect encode queries so."""
+        self._suspect.rewire(spec)
 
     def close(self) -> None:
         """Close the wrapped suspect."""

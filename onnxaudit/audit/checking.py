@@ -26,6 +26,7 @@ from onnxaudit.audit.judging.looking import Schedule, asking_order
 from onnxaudit.audit.label_spaces import UNKNOWN, with_references_of_any
 from onnxaudit.audit.once import once
 from onnxaudit.audit.progress import Progress
+from onnxaudit.audit.wiring import Searched, explained, wire
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import BudgetSpent, UsageError
 from onnxaudit.interview import Interview, interview
@@ -48,8 +49,8 @@ class CheckOptions:
     looks: so many queries of the schemes are asked between looks at the answers; None: all at once. exhibits: single queries are
     wanted in the report. access, target: recorded in the transcript; target is a digest of all that says which suspect a URL and
     its headers mean. label_space: "unknown" where the suspect's labels are not the victim's, so that none is compared. sandbox:
-    limits of the process that the suspect's runtime is confined to; None: it runs here. concurrency:
-    requests that may be on their way at once; None: asked in the thread that calls.
+    limits of the process that the suspect's runtime is confined to; None: it runs here. concurrency: requests that may be on
+    their way at once; None: asked in the thread that calls. autofix: find how the suspect is wired, from control queries alone.
     """
 
     alpha: float | None = None
@@ -66,6 +67,7 @@ class CheckOptions:
     sandbox: Limits | None = None
     label_space: str | None = None
     concurrency: int | None = None
+    autofix: bool = False
 
     @property
     def label_free(self) -> bool:
@@ -95,7 +97,8 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
     if options.references:
         bundle = _with_references_of(bundle, options.references, options.device, progress, label_free=options.label_free)
         clock.lap("references")
-    result, stable, inside = _interview(bundle, suspect, options, progress)
+    before = suspect.card.input
+    result, stable, inside, search = _interview(bundle, suspect, options, progress)
     clock.lap("ask")
     judged = partial(
         judge,
@@ -113,6 +116,7 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
         report = dataclasses.replace(report, own_pool=beside(judged(own)))
     clock.lap("detect")
     queries = {"sent": result.sent, "reused": result.reused, "failed": result.failed}
+    report = explained(report, bundle, result.answers, before, search)
     exhibits = exhibits_of(bundle, result.answers) if options.exhibits and not options.label_free else ()
     sealed = result.transcript_sha256
     return dataclasses.replace(report, queries=queries, seconds=clock.seconds, transcript_sha256=sealed, exhibits=exhibits)
@@ -156,10 +160,11 @@ def without_references(bundle: QueryBundle) -> QueryBundle:
 
 def _interview(
     bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress: Progress
-) -> tuple[Interview, bool, Insights]:
+) -> tuple[Interview, bool, Insights, Searched | None]:
     """Ask, in an order fixed by the bundle where the budget may end early; then repeat some. True: the same answers again.
 
-    Also what the suspect shows of its inside, if a scheme looks there. All of it is in the transcript before it is judged.
+    Also what the suspect shows of its inside, if a scheme looks there, and how its wiring was found, if that is wanted. All of
+    it is in the transcript before it is judged.
     """
     plan = None if options.looks is None else planned_order(bundle, options.looks)
     order = _order(bundle, plan, options)
@@ -175,6 +180,10 @@ def _interview(
         budget = options.budget
         if budget is not None and budget > repeat:
             budget -= repeat  # kept for asking some twice
+        wired = wire(bundle, suspect, options.budget, transcript, progress) if _mends(options) else None
+        if wired:
+            suspect = wired.suspect
+            budget = wired.budget_left(budget)
         inside = look_inside(bundle, suspect.inside)
         if transcript:
             transcript.show(inside)
@@ -189,6 +198,8 @@ def _interview(
             enough=_enough(bundle, options, inside) if plan else None,
             concurrency=options.concurrency,
         )
+        if wired:
+            result = wired.settled(result)
         if options.budget is not None:
             repeat = min(repeat, max(0, options.budget - result.sent))
         result, again = _repeat(bundle, suspect, result, repeat, transcript)
@@ -200,7 +211,12 @@ def _interview(
     finally:
         if transcript:
             transcript.close()
-    return result, stable, inside
+    return result, stable, inside, wired.searched if wired else None
+
+
+def _mends(options: CheckOptions) -> bool:
+    """Whether the wiring is to be found: without labels that can be compared, controls cannot be right."""
+    return options.autofix and not options.label_free
 
 
 def _order(bundle: QueryBundle, plan: Schedule | None, options: CheckOptions) -> NDArray[np.int64]:
@@ -266,4 +282,5 @@ def _header(bundle: QueryBundle, card: SuspectCard, options: CheckOptions) -> di
         "access": options.access,
         "looks": None if options.looks is None else list(options.looks),
         "label_space": options.label_space,
+        **({"autofix": True} if _mends(options) else {}),
     }

@@ -62,6 +62,12 @@ def check(
     std: Annotated[str | None, typer.Option(help="Default: the victim's.")] = None,
     layout: Annotated[str | None, typer.Option(help="NCHW or NHWC. Default: its signature.")] = None,
     channel_order: Annotated[str | None, typer.Option(help="RGB or BGR.")] = None,
+    autofix: Annotated[
+        bool,
+        typer.Option(
+            "--autofix", help="Find scale, layout, channels, size and label order, if wrong, with at most 30 control queries."
+        ),
+    ] = False,
     output_name: Annotated[str | None, typer.Option(help="The model's output to read, where it has several.")] = None,
     dialect: Annotated[str | None, typer.Option(help="HTTP: v2 or plain. Default: found out.")] = None,
     input_name: Annotated[str | None, typer.Option(help="HTTP: the input's name.")] = None,
@@ -111,6 +117,7 @@ def check(
         exhibits=any(path.suffix in (".html", ".md") for path in output or []),
         sandbox=_confinement(sandbox, sandbox_limits, url),
         label_space=parse_choice(label_space, "--label-space", ("same", "unknown")),
+        autofix=autofix,
     )
     said = {
         "shape": parse_shape(input),

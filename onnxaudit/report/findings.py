@@ -21,7 +21,7 @@ from onnxaudit.report.model import DERIVED, EXIT_CODES, INCONCLUSIVE, SCHEMA, Re
 
 BEGINNING = b'{"schema":"onnxaudit.report/1"'
 BONFERRONI, HOLM = "bonferroni", "holm"
-NAMES = tuple(field.name for field in dataclasses.fields(Report) if field.name not in ("code", "exhibits"))
+NAMES = tuple(field.name for field in dataclasses.fields(Report) if field.name not in ("code", "exhibits", "wiring"))
 SCHEME_NAMES = tuple(field.name for field in dataclasses.fields(SchemeResult))
 Line = dict[str, Any]
 """A report as JSON, with ``p_adjusted``, ``tests`` and ``scan``: what a scan adds to it."""

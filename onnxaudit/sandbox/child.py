@@ -51,6 +51,9 @@ def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
                 write(replies, {"card": {**about, "input": dataclasses.asdict(card.input), "runtime": dict(card.runtime)}})
             elif suspect is None:
                 return
+            elif "rewire" in head:
+                suspect.rewire(InputSpec(**_tuples(head["rewire"])))
+                write(replies, {})
             elif "inside" in head:
                 seen = suspect.inside(head["inside"], arrays[0], **head["parameters"])
                 write(replies, {"seen": seen is not None}, [] if seen is None else [seen])

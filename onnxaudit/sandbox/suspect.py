@@ -105,6 +105,14 @@ class ConfinedSuspect(Suspect):
         _raise_error(head, self.card.source, self._limits)
         return head, arrays
 
+    def rewire(self, spec: InputSpec) -> None:
+        """Have the confined suspect encode queries so."""
+        if self._process is None:
+            raise SuspectError(f"{self.card.source} is closed")
+        head, _ = self._process.exchange({"rewire": asdict(spec)}, most=0)
+        _raise_error(head, self.card.source, self._limits)
+        self.card = replace(self.card, input=spec)
+
     def close(self) -> None:
         """End the process."""
         if self._process is not None:

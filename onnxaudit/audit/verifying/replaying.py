@@ -18,6 +18,7 @@ from onnxaudit.audit.checking import beside, steady, without_references
 from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.label_spaces import UNKNOWN
 from onnxaudit.audit.verifying.records import read_json, read_transcript
+from onnxaudit.audit.wiring import explained, searched_again
 from onnxaudit.bundle import ModelEntry, QueryBundle, load
 from onnxaudit.decode import canonical, decode
 from onnxaudit.errors import ArtefactError, UsageError
@@ -67,6 +68,7 @@ class _Header:
     access: str | None
     looks: tuple[int, ...] | None = None
     label_space: str | None = None
+    autofix: bool | None = None
 
 
 def verify_report(path: Path, evidence: Path | None, find_bundle: Callable[[], Path]) -> Iterator[str]:
@@ -153,9 +155,11 @@ def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
     check_kept(record.kept, len(bundle.queries), classes)
     answers = assemble(record.kept, len(bundle.queries))
     repeats = _repeats(record, answers, where)
+    searched = searched_again(bundle, header.input, record.probes, record.wired) if header.autofix else None
+    spec = searched.spec if searched else header.input
     judged = partial(
         judge,
-        card=SuspectCard(asked.source, asked.kind, header.input, classes, asked.sha256, runtime=facts.runtime),
+        card=SuspectCard(asked.source, asked.kind, spec, classes, asked.sha256, runtime=facts.runtime),
         answers=answers,
         alpha=facts.alpha,
         stable=steady(answers, repeats) and (bool(run.again) or not run.known),
@@ -170,6 +174,7 @@ def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
         report = judged(_with_references(bundle, run, facts.pool_notes, where, label_free=label_free))
         if bundle.manifest.of_role("reference"):
             report = dataclasses.replace(report, own_pool=beside(judged(bundle)))
+    report = explained(report, bundle, answers, header.input, searched)
     queries = {"sent": run.sent or 0, "reused": run.known, "failed": run.failed or 0}
     return dataclasses.replace(report, queries=queries, tool=facts.tool, transcript_sha256=record.digest)
 
