@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +99,14 @@ def weights_beside(data: bytes, path: Path) -> dict[str, str]:
     return cast("Callable[[bytes, Path], dict[str, str]]", pkgutil.resolve_name("onnxaudit_adapters.external:external_files"))(
         data, path
     )
+
+
+def read_target_file(path: Path, environ: Mapping[str, str]) -> Mapping[str, Any]:
+    """What a target.toml says of an HTTP suspect: ``url``, ``input`` by the fields of Target, ``http`` options, and ``private``:
+    whether it names classes that nothing explains. Raises UsageError or ArtefactError, before anything is sent.
+    """
+    read = pkgutil.resolve_name("onnxaudit_adapters.http.target_file:read_target_file")
+    return cast("Callable[[Path, Mapping[str, str]], Mapping[str, Any]]", read)(path, environ)
 
 
 def reduce_access(suspect: Suspect, access: Access, k: int) -> Suspect:

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable
 from email import message_from_bytes
+from email.message import Message
 from typing import Any
 
 import numpy as np
@@ -101,8 +102,10 @@ def test_torchserve_sends_an_image_or_a_form() -> None:
     np.testing.assert_array_equal(as_pixels(request.body), PIXELS[0])
     form = TorchServe(ADDRESS, "data").encode(PIXELS[:1], IMAGE)
     message = message_from_bytes(f"Content-Type: {form.headers['Content-Type']}\r\n\r\n".encode() + form.body)
-    (part,) = message.get_payload()
-    assert isinstance(part, type(message))
+    parts = message.get_payload()
+    assert isinstance(parts, list)
+    (part,) = parts
+    assert isinstance(part, Message)
     assert part.get_param("name", header="content-disposition") == "data"
     png = part.get_payload(decode=True)
     assert isinstance(png, bytes)

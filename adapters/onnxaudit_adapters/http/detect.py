@@ -16,6 +16,7 @@ from onnxaudit_adapters.http.options import Address, HttpOptions
 from onnxaudit_adapters.http.plain import Plain
 from onnxaudit_adapters.http.probes import probe, read_server, tried
 from onnxaudit_adapters.http.strict_json import ReplyError
+from onnxaudit_adapters.http.template import Template, Templated
 from onnxaudit_adapters.http.tfserving import TfServing, predict_address
 from onnxaudit_adapters.http.torchserve import TorchServe, predictions_address
 from onnxaudit_adapters.http.transport import Transport
@@ -46,6 +47,8 @@ def detect(target: Target, address: Address, options: HttpOptions, transport: Tr
     Raises UsageError where something has to be said by an option, SuspectError where the server is down or refuses.
     """
     names = _names(target, options)
+    if options.template is not None:
+        return _templated(target, address, options, names)
     spoken = options.dialect or by_url(address)
     trail: tuple[str, ...] = ()
     if spoken is None:
@@ -104,6 +107,19 @@ def _other(spoken: str, target: Target, address: Address, options: HttpOptions, 
         dialect = Plain(address, "input" if options.input_name is None else options.input_name, output, classes, names)
     single = base in ("torchserve", "huggingface") or spoken == "invocations-png"
     return Found(dialect, target.input_spec(), max_batch=1 if single else None, facts={"dialect": dialect.name})
+
+
+def _templated(target: Target, address: Address, options: HttpOptions, names: ClassNames) -> Found:
+    """The dialect of a target file, its variables filled in."""
+    said = options.template or {}
+    template = Template.read(said["request"], said["reply"]).filled(options.fills)
+    if template.single and options.batch > 1:
+        raise UsageError(
+            f"the template holds one query, and --batch asks for {options.batch}", "Leave --batch and limits.batch out."
+        )
+    kind = next((value for name, value in options.headers.items() if name.lower() == "content-type"), "")
+    dialect = Templated(address, template, target.num_classes, names, options.batch == 1, kind)
+    return Found(dialect, target.input_spec(), max_batch=options.batch, facts={"dialect": dialect.name})
 
 
 def _v2(target: Target, places: Endpoints, options: HttpOptions, transport: Transport, names: ClassNames) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ class ClassNames:
         self._discover = discover
         self._limit = limit
         self._found: dict[str, int] = {}
+        self._lock = threading.Lock()
 
     @property
     def discovered(self) -> tuple[str, ...]:
@@ -49,9 +51,10 @@ class ClassNames:
                 f"the reply names classes ({word[:40]!r}), and nothing says which number that name stands for",
                 'Give the names in the victim\'s order, one a line, as labels = "FILE" in a --target file.',
             )
-        if word not in self._found and self._limit is not None and len(self._found) >= self._limit:
-            raise ReplyError(f"the reply names more classes than the victim's {self._limit}; the last is {word[:40]!r}")
-        return self._found.setdefault(word[:_LONGEST], len(self._found))
+        with self._lock:  # two requests at once must not give two names one number
+            if word not in self._found and self._limit is not None and len(self._found) >= self._limit:
+                raise ReplyError(f"the reply names more classes than the victim's {self._limit}; the last is {word[:40]!r}")
+            return self._found.setdefault(word[:_LONGEST], len(self._found))
 
     def indices(self, words: NDArray[np.str_]) -> NDArray[np.int32]:
         """The classes of many words, (n,), in the order of the words."""

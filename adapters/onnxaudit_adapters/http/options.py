@@ -80,7 +80,7 @@ class HttpOptions:
 
     input_name "" is the bare array of the plain dialect. client_cert: one PEM file, or certificate and key. labels: the classes'
     names in the victim's order, as the user gives them; class_names: as the bundle has them.
-    secrets: what else may not be shown.
+    template: request and reply of a target file, fills: the values of its variables, secrets: what else may not be shown.
     """
 
     dialect: str | None = None
@@ -96,6 +96,8 @@ class HttpOptions:
     concurrency: int = 1
     labels: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    template: Mapping[str, Mapping[str, str]] | None = None
+    fills: Mapping[str, str] = field(default_factory=dict, repr=False)
     secrets: frozenset[str] = field(default=frozenset(), repr=False)
 
     @classmethod
@@ -103,7 +105,8 @@ class HttpOptions:
         """The options a target carries; None means not given, unknown keys are another adapter's. Raises UsageError."""
         said = {key: value for key, value in options.items() if value is not None}
         dialect = _text(said, "dialect")
-        if dialect is not None and dialect not in DIALECTS:
+        template = said.get("template")
+        if dialect is not None and dialect not in DIALECTS and not (dialect == "template" and template):
             meant = get_close_matches(dialect, DIALECTS, 1)
             guess = f"Did you mean {meant[0]}? " if meant else ""
             more = " A template takes a --target file." if dialect == "template" else ""
@@ -130,6 +133,8 @@ class HttpOptions:
             rate=_number(said, "rate", 0.0) if "rate" in said else None,
             labels=_names(said, "labels"),
             class_names=_names(said, "class_names"),
+            template=template if isinstance(template, Mapping) else None,
+            fills=dict(fills) if isinstance(fills := said.get("fills", {}), Mapping) else {},
             secrets=frozenset(_names(said, "secrets")),
             concurrency=int(concurrency),
         )

@@ -64,9 +64,9 @@ def listed(value: object, names: ClassNames) -> list[tuple[int, float]] | None:
     return [(names.index(str(entry[label])), float(entry[score])) for entry in value]
 
 
-def paired(labels: object, scores: object, names: ClassNames) -> list[tuple[int, float]] | None:
-    """The ranking in two lists of the same length; None if they are no such lists."""
-    if not isinstance(labels, list) or not isinstance(scores, list) or len(labels) != len(scores) or len(labels) < 2:
+def paired(labels: object, scores: object, names: ClassNames, fewest: int = 2) -> list[tuple[int, float]] | None:
+    """The ranking in two lists of the same length, ``fewest`` or more; None if they are no such lists."""
+    if not isinstance(labels, list) or not isinstance(scores, list) or len(labels) != len(scores) or len(labels) < fewest:
         return None
     if not all(map(_is_word, labels)) or not all(map(_is_number, scores)):
         return None

@@ -128,6 +128,7 @@ def open_http(
     """
     address = parse_address(target.source)
     options = HttpOptions.read(target.options)
+    address = replace(address, secrets=address.secrets | options.secrets)
     transport = Transport(address, options, clock=clock, sleep=sleep, jitter=jitter)
     try:
         # Nothing from here on may print the address as it was given: it may hold a password.

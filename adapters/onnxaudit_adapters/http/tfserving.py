@@ -94,7 +94,7 @@ class TfServing:
         rankings = []
         for result in results:
             pairs = result if isinstance(result, list) and all(isinstance(p, list) and len(p) == 2 for p in result) else []
-            ranking = paired([label for label, _ in pairs], [score for _, score in pairs], self.names)
+            ranking = paired([label for label, _ in pairs], [score for _, score in pairs], self.names, fewest=1)
             if ranking is None:
                 raise ReplyError("a result of the reply is no list of pairs of label and score")
             rankings.append(ranking)
