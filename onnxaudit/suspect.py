@@ -61,7 +61,7 @@ class InputSpec:
             if queries.shape[1:] != self.shape:
                 raise UsageError(f"the model takes {_size(self.shape)} values, the queries are vectors of {queries.shape[1]}")
             return np.ascontiguousarray(queries, dtype=self.dtype)
-        flat = len(self.shape) == 1 and self.shape[0] == int(np.prod(queries.shape[1:]))
+        flat = queries.ndim == 4 and self.shape == (math.prod(queries.shape[1:]),)
         images = queries if flat else self._fit(queries)
         if self.channels == "BGR":
             images = images[..., ::-1]
