@@ -21,7 +21,12 @@ MAX_RATIO = 200
 """How many times its own size an archive of more than 64 MiB may unpack to: tensors are stored, only code is deflated."""
 MAX_PART = 64 * 2**20
 """Bytes of one member (a pickle, a program's text) that is read here."""
+MAX_LISTED = 16 * 2**20
+"""Bytes of an archive's list of members; it is read as a whole."""
+MAX_ONNX = 2**31
+"""Bytes of an ONNX file: what a protobuf message can have."""
 
+_TAIL = 2**16 + 256
 _ZIP = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch.save wrote first before it wrote zip files
 _TENSOR_NAMES = re.compile(
@@ -57,6 +62,7 @@ def open_archive(path: Path) -> zipfile.ZipFile:
 
     Raises ArtefactError if it is damaged, unpacks to too much, or has member names that are absolute, hold ``..`` or repeat.
     """
+    _check_directory(path)
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
@@ -79,8 +85,32 @@ def open_archive(path: Path) -> zipfile.ZipFile:
     raise ArtefactError(f"{path.name} ({size} bytes) would unpack to {unpacked} bytes", "It is not safe to open.")
 
 
+def _check_directory(path: Path) -> None:
+    """Raise ArtefactError for an archive with more members, or of more bytes, than a model has: zipfile would read them all."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - _TAIL))
+        tail = file.read(_TAIL)
+    # the record that ends a zip file (and its 64-bit form): how many bytes the list of members has, at a fixed place
+    plain, large = tail.rfind(b"PK\x05\x06"), tail.rfind(b"PK\x06\x06")
+    sizes = [int.from_bytes(tail[plain + 12 : plain + 16], "little")] if plain >= 0 else []
+    sizes += [int.from_bytes(tail[large + 40 : large + 48], "little")] if large >= 0 else []
+    if size > MAX_UNPACKED or any(listed > MAX_LISTED for listed in sizes if listed != 0xFFFFFFFF):
+        raise ArtefactError(f"{path.name} has more bytes or members than a model has", "It is not safe to open.")
+
+
 def _unsafe(name: str) -> bool:
     return name.startswith("/") or "\\" in name or "\0" in name or name[1:2] == ":" or ".." in name.split("/")
+
+
+def read_file(path: Path, limit: int = MAX_UNPACKED) -> bytes:
+    """A model's bytes. Raises ArtefactError if it cannot be read, or has more than ``limit``: a sparse file has any number."""
+    try:
+        if (size := path.stat().st_size) > limit:
+            raise ArtefactError(f"{path.name} has {size} bytes, more than such a model can have", "It is not safe to open.")
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"{path.name} cannot be read: {error.strerror or error}") from None
 
 
 def _kind_of_archive(archive: zipfile.ZipFile, path: Path) -> Kind:

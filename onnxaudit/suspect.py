@@ -20,6 +20,9 @@ _OTHER = "check --label-space unknown compares it without labels."
 Queries: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
 """Canonical queries: uint8 images (n, H, W, C) on the 8-bit grid, or float32 vectors (n, d)."""
 
+MOST_VALUES = 1 << 26
+"""Of one input; a picture of 4096 x 4096 in colour has fewer. A small file can say that it takes terabytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
@@ -44,6 +47,8 @@ class InputSpec:
         channels = self.shape[2] if len(self.shape) == 3 else 1
         if len(self.shape) not in (1, 3) or min(self.shape) < 1:
             return f"the shape {self.shape} is neither (height, width, channels) nor (features,)"
+        if math.prod(self.shape) > MOST_VALUES:
+            return f"the shape {self.shape} has more than {MOST_VALUES} values"
         if self.layout not in ("NCHW", "NHWC", "NC") or self.channels not in ("RGB", "BGR"):
             return f"layout {self.layout[:20]!r} or channel order {self.channels[:20]!r} is unknown"
         if self.dtype not in ("float16", "float32", "float64", "uint8"):

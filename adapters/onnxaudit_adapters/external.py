@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
+from onnxaudit.archives import MAX_UNPACKED
 from onnxaudit.errors import ArtefactError
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def _inside(place: str, path: Path) -> Path:
         raise ArtefactError(f"{path.name} keeps weights outside its own folder ({place[:80]!r})", "It is not safe to open.")
     if not resolved.is_file():
         raise ArtefactError(f"{path.name} keeps weights in {place[:80]!r}, which is not there", "Put the file beside the model.")
+    if resolved.stat().st_size > MAX_UNPACKED:
+        raise ArtefactError(f"{path.name} keeps weights in {place[:80]!r}, which is too large", "It is not safe to open.")
     return resolved
 
 

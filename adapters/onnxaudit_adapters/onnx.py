@@ -15,10 +15,12 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
+from onnxaudit.archives import MAX_ONNX, read_file
 from onnxaudit.errors import ArtefactError, SuspectError, UsageError
 from onnxaudit.suspect import Queries, Suspect, SuspectCard, Target
 from onnxaudit_adapters.devices import cuda_failed, wants_cuda
 from onnxaudit_adapters.external import MAY_HAVE, external_files
+from onnxaudit_adapters.processor import int8_instructions
 from onnxaudit_adapters.outputs import choose, class_names_of, read_output
 from onnxaudit_adapters.signature import Signature, read_signature
 
@@ -26,6 +28,8 @@ _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(dou
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 """TF32 rounds to ten bits, which moves scores; exhaustive search picks another algorithm from run to run."""
 _FATAL, _WARNING = 4, 2
+INT8 = (b"QuantizeLinear", b"QLinear", b"MatMulInteger", b"ConvInteger")
+"""Names that operators of 8-bit integers contain: what they answer depends a little on the processor."""
 
 
 def open_onnx(target: Target) -> OnnxSuspect:
@@ -36,10 +40,7 @@ def open_onnx(target: Target) -> OnnxSuspect:
     folder; UsageError if it does not take one image or vector, or the device cannot be had.
     """
     path = Path(target.source)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ArtefactError(f"{path.name} cannot be read: {error.strerror or error}") from None
+    data = read_file(path, MAX_ONNX)
     external = external_files(data, path) if data[4:8] != b"ORTM" and MAY_HAVE in data else {}
     session = _session(data, path, target.device, bool(external), target.options.get("threads"))
     given, signature = _signature(session, target)
@@ -48,6 +49,8 @@ def open_onnx(target: Target) -> OnnxSuspect:
     if wanted is not None and wanted not in names:
         raise UsageError(f"{path.name} has no output {wanted!r}", f"It has {', '.join(names)}.")
     runtime = {"onnxruntime": onnxruntime.__version__, "provider": session.get_providers()[0]}
+    if any(name in data for name in INT8):
+        runtime["cpu"] = int8_instructions()
     card = SuspectCard(
         source=target.source,
         kind="onnx",

@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onnxaudit.archives import screen_exported, sniff
+from onnxaudit.archives import screen_exported, screen_torchscript, sniff
 from onnxaudit.craft.room import BATCH, fitting
 from onnxaudit.craft.threads import side_by_side
-from onnxaudit.errors import ArtefactError, UsageError
+from onnxaudit.errors import ArtefactError, OnnxauditError, UsageError
 from onnxaudit.suspect import InputSpec, Queries
 
 
@@ -224,6 +224,7 @@ def open_victim(
     program: Any
     try:
         if kind == "torchscript":
+            screen_torchscript(path)
             program = torch.jit.freeze(
                 torch.jit.load(str(path), map_location=where).eval()
             )  # folds batch norms into convolutions
@@ -239,8 +240,11 @@ def open_victim(
             raise ArtefactError(
                 f"{path.name} is not a PyTorch model ({kind})", "Give TorchScript, a .pt2, or weights with --model."
             )
-    except (RuntimeError, ValueError, KeyError, OSError, EOFError) as error:
-        raise ArtefactError(f"{path.name} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    except OnnxauditError:
+        raise
+    except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ArtefactError(f"{path.name} cannot be loaded: {reason[:200]}") from None
     for parameter in program.parameters():
         parameter.requires_grad_(False)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

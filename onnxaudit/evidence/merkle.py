@@ -36,9 +36,13 @@ def proof_of(hashes: Sequence[bytes], index: int) -> list[bytes]:
     return [*proof_of(hashes[split:], index - split), root_of(hashes[:split])]
 
 
+MOST_STEPS = 64
+"""Of a proof: there are no trees of more leaves than 2 to this."""
+
+
 def root_by(leaf: bytes, index: int, size: int, proof: Sequence[bytes]) -> bytes | None:
     """The root that a leaf's hash and its proof lead to; None if the proof does not fit the leaf's place (RFC 9162, 2.1.3.2)."""
-    if not 0 <= index < size:
+    if not 0 <= index < size or len(proof) > MOST_STEPS:
         return None
     if size == 1:
         return leaf if not proof else None

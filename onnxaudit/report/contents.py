@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxaudit.bundle import ModelEntry, QueryBundle, SchemeEntry
 from onnxaudit.evidence.calibration import p_floor
-from onnxaudit.report.text import table
+from onnxaudit.report.text import printable, table
 from onnxaudit.suspect import InputSpec
 
 OTHERS: Mapping[str, str] = MappingProxyType({"training": "helpers", "sibling": "siblings", "surrogate": "surrogates"})
@@ -52,11 +52,13 @@ def contents(bundle: QueryBundle) -> str:
         "",
         *_pool(manifest.of_role("reference")),
     ]
+    for model in manifest.of_role("export"):
+        lines.append(f"  export     {model.origin}")
     for role, words in OTHERS.items():
         if models := manifest.of_role(role):
             lines.append(f"  {words:<10} {len(models)}")
     notes = [*manifest.notes, *(f"{s.name}: {note}" for s in manifest.schemes for note in s.notes)]
-    return "\n".join([*lines, *(f"  note       {note}" for note in notes)])
+    return printable("\n".join([*lines, *(f"  note       {note}" for note in notes)]))
 
 
 def _pool(references: tuple[ModelEntry, ...]) -> list[str]:

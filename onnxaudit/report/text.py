@@ -106,6 +106,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("queries", f"{sent['sent']} sent, {sent['reused']} reused, {sent['failed']} failed"),
         *([("looks", looks_words(report))] if report.looks else []),
         *([("line-up", line_up_words(report.line_up))] if report.line_up else []),
+        *([("exports", exports_words(report.exports))] if like_an_export(report.exports) else []),
         *([("own pool", own_pool_words(report.own_pool))] if report.own_pool else []),
     ]
 
@@ -125,6 +126,26 @@ def line_up_words(line_up: LineUp) -> str:
     return f"{place} of {len(line_up.siblings)} siblings ({figures})"
 
 
+def like_an_export(exports: Sequence[ExportAgreement]) -> bool:
+    """Whether the suspect is nearer to one of the victim's exports than to the victim, and as near as exports are to the victim."""
+    if not exports:
+        return False
+    own, *others = exports
+    nearest = max(each.suspect for each in others)
+    return nearest > own.suspect and nearest >= min(each.victim for each in others)
+
+
+def exports_words(exports: Sequence[ExportAgreement]) -> str:
+    """What agreement quantised copies reach, beside the suspect's, in one line."""
+    own, *others = exports
+    reached = ", ".join(f"{each.kind} {each.victim:.0%}" for each in others)
+    near = max(others, key=lambda each: each.suspect)
+    return (
+        f"the suspect gives the victim's label to {own.suspect:.0%} of the schemes' queries; the victim's own exports: {reached}; "
+        f"nearest is {near.kind}, {near.suspect:.0%}"
+    )
+
+
 def own_pool_words(own: Mapping[str, Any]) -> str:
     """What the bundle's own references say, in one line."""
     p = "no p" if own["p_value"] is None else f"p = {own['p_value']:.3g}"
@@ -134,16 +155,22 @@ def own_pool_words(own: Mapping[str, Any]) -> str:
 def text(report: Report, *, colour: bool = False) -> str:
     """The report for a terminal."""
     word = f"{COLOURS[report.finding]}{report.finding}{RESET}" if colour else report.finding
-    lines = [f"{report.suspect['source']}: {word}", f"  {sentence(report)}"]
+    lines = [f"  {sentence(report)}"]
+    first = f"{printable(str(report.suspect['source']))}: {word}"
     if report.status != "complete":
-        return "\n".join(lines)
+        return "\n".join([first, *map(printable, lines)])
     lines += ["", table(SCHEME_HEAD, scheme_rows(report), "  "), ""]
     width = max(len(name) for name, _ in facts(report))
     lines += [f"  {name.ljust(width)}  {value}" for name, value in facts(report)]
     lines += ["", *(f"  {line}" for line in propositions(report))]
     if report.conditions:
         lines += ["  Conditions:", *(f"   - {condition}" for condition in report.conditions)]
-    return "\n".join(lines)
+    return "\n".join([first, *map(printable, lines)])
+
+
+def printable(text: str) -> str:
+    """What a bundle or a server says, without what would steer a terminal or turn text around."""
+    return "".join(c if c.isprintable() or c == "\n" or "\ud800" <= c <= "\udfff" else "\ufffd" for c in text)
 
 
 def markdown(report: Report) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from onnxaudit.decode import canonical, decode, parse
@@ -14,6 +14,7 @@ from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.registry import check_deployment
 
 KINDS = ("positive", "negative", "reference", "sibling")
+MOST_BYTES = 64 << 20
 NAMED = ("file", "kind", "task", "arch", "accuracy")
 """What every line of a manifest says."""
 
@@ -57,6 +58,8 @@ def load_zoo(path: Path) -> list[ZooEntry]:
     """
     if not path.is_file():
         raise UsageError(f"{path} is not a file", "Give a zoo manifest, a JSON list of models.")
+    if path.stat().st_size > MOST_BYTES:
+        raise ArtefactError(f"{path.name} is larger than {MOST_BYTES} bytes", "It is no list of models.")
     value = parse(path.read_bytes(), path.name)
     if not isinstance(value, list) or not value:
         raise ArtefactError(f"{path.name} must be a list of models")
@@ -67,11 +70,22 @@ def load_zoo(path: Path) -> list[ZooEntry]:
             raise ArtefactError(f"{path.name}[{number}]: unknown kind {entry.kind!r}", f"Use {', '.join(KINDS)}.")
         check_deployment(entry.deployed)
         file = path.parent / entry.file
+        if not _inside(entry.file, path.parent):
+            raise ArtefactError(
+                f"{path.name}[{number}]: {entry.file[:80]!r} leads out of the manifest's folder", "Keep models in it."
+            )
         if not file.is_file():
             raise UsageError(f"{path.name}[{number}]: {entry.file} is not there", "Files are relative to the manifest.")
         found.append(dataclasses.replace(entry, file=str(file)))
     _check_distinct(found, path.name)
     return found
+
+
+def _inside(file: str, folder: Path) -> bool:
+    """Whether a file lies in a folder, links followed; a manifest may come from anyone, and its models are opened."""
+    if not file or "\0" in file or PureWindowsPath(file).anchor or ".." in PureWindowsPath(file).parts:
+        return False
+    return (folder / file).resolve().is_relative_to(folder.resolve())
 
 
 def _check_distinct(entries: list[ZooEntry], where: str) -> None:
@@ -82,7 +96,8 @@ def _check_distinct(entries: list[ZooEntry], where: str) -> None:
     twice: set[str] = set()
     for entry in entries:
         if entry.file not in digests:
-            digests[entry.file] = hashlib.sha256(Path(entry.file).read_bytes()).hexdigest()
+            with Path(entry.file).open("rb") as file:
+                digests[entry.file] = hashlib.file_digest(file, "sha256").hexdigest()
         digest = digests[entry.file]
         if (digest, entry.deployed) in seen or kinds.setdefault(digest, entry.kind) != entry.kind:
             twice |= {entry.file, *(file for (other, _), file in seen.items() if other == digest)}
