@@ -50,6 +50,7 @@ class Script:
         self.gets: list[str] = []
         self.posts: list[bytes] = []
         self.headers: list[dict[str, str]] = []
+        self.requests: list[tuple[dict[str, str], bytes]] = []  # headers and body of each POST
         self.authorization: str | None = None
 
 
@@ -67,6 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.script.posts.append(body)
         self.script.headers.append(dict(self.headers))
+        self.script.requests.append((dict(self.headers), body))
         if self.script.authorization is not None and self.headers.get("Authorization") != self.script.authorization:
             echo = f"you sent {self.headers.get('Authorization')}".encode()
             self._send((401, {}, echo))

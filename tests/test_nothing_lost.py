@@ -1,0 +1,204 @@
+"""Nothing that was answered is asked again: killed at every moment, interrupted, or out of disk; counted at the server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxaudit.audit.checking import REPEATS
+from onnxaudit.transcript import Transcript
+from tests.bundles import QUERIES
+from tests.http_script import METADATA, PATH, Answer, Script, as_json, served
+from tests.linear_scan import near, save_bundle
+
+BATCH = 14
+CHANGING = ("queries", "seconds", "digest", "transcript_sha256")
+"""Keys of a report that say how it came about, not what was found."""
+
+
+class Server:
+    """An honest server of 4x4 images that counts what it was asked. late: every other reply waits for the one after it."""
+
+    def __init__(self, bundle: Any, *, late: bool = False) -> None:
+        self.rows = {query.tobytes(): row for row, query in enumerate(bundle.queries)}
+        self.weights = near(0)
+        self.late = late
+        self.replied = threading.Condition()
+        self.places: set[int] = set()
+        metadata = {**METADATA, "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 1, 4, 4]}]}
+        self.script = Script(lambda _, body: self.answer(body), {PATH: as_json(metadata), "/v2": as_json({"name": "test"})})
+
+    def read(self, body: bytes) -> tuple[Any, list[int]]:
+        sent = json.loads(body)["inputs"][0]
+        x = np.array(sent["data"], np.float32).reshape(-1, 16)
+        return x, [self.rows[np.rint(one * 255).astype(np.uint8).tobytes()] for one in x]
+
+    def asked(self, run: str) -> Counter[int]:
+        """How often a run asked each query."""
+        bodies = [body for headers, body in self.script.requests if headers["Authorization"] == run]
+        return Counter(row for body in bodies for row in self.read(body)[1])
+
+    def answer(self, body: bytes) -> Answer:
+        x, rows = self.read(body)
+        place = rows[0] // BATCH
+        with self.replied:
+            if self.late and place % 2:
+                self.replied.wait_for(lambda: place + 1 in self.places, timeout=0.05)
+            self.places.add(place)
+            self.replied.notify_all()
+        said = x @ self.weights
+        return as_json({"outputs": [{"name": "y", "datatype": "FP32", "shape": list(said.shape), "data": said.ravel().tolist()}]})
+
+
+class Killer:
+    """Runs checks in children of ``tests/killing.py``."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        command = [sys.executable, "-m", "tests.killing"]
+        root = Path(__file__).resolve().parent.parent
+        self.process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.folder, self.url = folder, url
+
+    def run(self, evidence: Path, concurrency: int, moment: int = 0, run: str = "", **order: Any) -> dict[str, Any] | None:
+        """The report, None where the child was killed."""
+        report = self.folder / "report.json"
+        said = {"bundle": str(self.folder / "b.oab"), "evidence": str(evidence), "report": str(report), "url": self.url}
+        order = {**said, "concurrency": concurrency, "moment": moment, "run": run or evidence.name, **order}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(
+            json.dumps(order) + "\n"
+        )
+        self.process.stdin.flush()
+        code = int(self.process.stdout.readline())
+        assert code in (0, -9)
+        document: dict[str, Any] | None = json.loads(report.read_text()) if code == 0 else None
+        return document
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(20)
+        self.process.stdout.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lost")
+    save_bundle(folder / "b.oab", 39)
+    return folder
+
+
+@pytest.fixture
+def bundle(folder: Path) -> Any:
+    from onnxaudit.bundle import load
+
+    return load(folder / "b.oab")
+
+
+def recorded(evidence: Path) -> list[int]:
+    """Rows whose answers are on disk: whole lines of the transcript, and of what is beside it."""
+    rows: list[int] = []
+    for path in (evidence, evidence.with_name(evidence.name + ".early")):
+        for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
+            rows += json.loads(line).get("rows", [])
+    return sorted(set(rows))
+
+
+def lines(evidence: Path) -> list[list[int]]:
+    return [entry["rows"] for line in evidence.read_bytes().splitlines() if "rows" in (entry := json.loads(line))]
+
+
+def found(report: dict[str, Any] | None) -> dict[str, Any]:
+    assert report is not None
+    assert report["status"] == "complete", report["error"]
+    return {name: value for name, value in report.items() if name not in CHANGING}
+
+
+@pytest.fixture(params=[1, 4])
+def concurrency(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+def killed_everywhere(
+    killer: Killer, server: Server, folder: Path, concurrency: int
+) -> Iterator[tuple[list[int], Counter[int], Any]]:
+    """For each moment: rows on disk when it was killed, how often each was asked after that, and the report in the end."""
+    for moment in range(1, 200):
+        evidence = folder / f"{concurrency}-{moment}.jsonl"
+        server.places = set()
+        if killer.run(evidence, concurrency, moment) is not None:
+            return  # it was never killed: all moments were tried
+        kept = recorded(evidence)
+        server.places = set()
+        report = killer.run(evidence, concurrency, run=f"again {concurrency} {moment}")
+        assert not evidence.with_name(evidence.name + ".early").exists()
+        yield kept, server.asked(f"again {concurrency} {moment}"), report
+    raise AssertionError("there are more moments than were tried")
+
+
+def test_killed_at_any_moment_nothing_answered_is_asked_again_and_the_report_is_the_same(
+    folder: Path, bundle: Any, concurrency: int
+) -> None:
+    server = Server(bundle, late=concurrency > 1)
+    with served(server.script) as base:
+        killer = Killer(folder, base + PATH)
+        try:
+            whole = found(killer.run(folder / f"whole-{concurrency}.jsonl", concurrency, run="whole"))
+            assert server.asked("whole") == Counter([*range(QUERIES), *range(4)])
+            moments, early = 0, 0
+            for kept, asked, report in killed_everywhere(killer, server, folder, concurrency):
+                missing = [row for row in range(QUERIES) if row not in kept]
+                # some are asked twice on purpose: whether it is still the same suspect
+                assert asked == Counter([*missing, *range(REPEATS if kept else 4)])
+                assert found(report) == whole
+                moments += 1
+                early += kept != list(range(len(kept)))
+        finally:
+            killer.close()
+    assert moments > 20
+    assert bool(early) == (concurrency > 1)  # with several at once some answers were kept before those that they follow
+
+
+def test_several_at_once_keep_the_order_whatever_order_replies_come_in(folder: Path, bundle: Any) -> None:
+    transcripts = []
+    for late in (False, True):
+        server = Server(bundle, late=late)
+        with served(server.script) as base:
+            killer = Killer(folder, base + PATH)
+            try:
+                for width in (1, 8):
+                    path = folder / f"order-{late}-{width}.jsonl"
+                    killer.run(path, width)
+                    transcripts.append(lines(path))
+            finally:
+                killer.close()
+    assert transcripts[0] == [list(range(i, min(i + BATCH, QUERIES))) for i in range(0, QUERIES, BATCH)]
+    assert all(one == transcripts[0] for one in transcripts)
+
+
+def test_two_processes_do_not_write_one_transcript(tmp_path: Path) -> None:
+    from onnxaudit.errors import UsageError
+
+    header = {"schema": "onnxaudit.transcript/1"}
+    first = Transcript(tmp_path / "t.jsonl", header, resume=True)
+    with pytest.raises(UsageError, match="being written by another process"):
+        Transcript(tmp_path / "t.jsonl", header, resume=True)
+    first.close()
+    Transcript(tmp_path / "t.jsonl", header, resume=True).close()
