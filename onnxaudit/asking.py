@@ -20,7 +20,7 @@ BATCH = 128
 """Queries asked and recorded together at most; a suspect may want fewer."""
 AHEAD = 4
 """Batches a lane that may be asked before the answers to the first missing one: a request that hangs does not stop the others."""
-GRACE = 5.0
+GRACE = 2.0
 """Seconds that replies on their way still have when the user interrupts."""
 
 Keep: TypeAlias = Callable[[NDArray[np.int64], Answers], None]

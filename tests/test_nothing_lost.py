@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +78,7 @@ class Killer:
         order = {**said, "concurrency": concurrency, "moment": moment, "run": run or evidence.name, **order}
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(
-            json.dumps(order) + "\n"
-        )
+        self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         code = int(self.process.stdout.readline())
         assert code in (0, -9)
@@ -202,3 +203,162 @@ def test_two_processes_do_not_write_one_transcript(tmp_path: Path) -> None:
         Transcript(tmp_path / "t.jsonl", header, resume=True)
     first.close()
     Transcript(tmp_path / "t.jsonl", header, resume=True).close()
+
+
+def command(url: str, evidence: Path, folder: Path, *more: str) -> list[str]:
+    given = [
+        "--url",
+        url,
+        "--dialect",
+        "v2",
+        "--bundle",
+        str(folder / "b.oab"),
+        "--evidence",
+        str(evidence),
+        "--batch",
+        str(BATCH),
+    ]
+    return [sys.executable, "-m", "onnxaudit", "check", *given, *more]
+
+
+class Stuck(Server):
+    """Answers all but the third batch, which it holds until it is let go."""
+
+    def __init__(self, bundle: Any) -> None:
+        super().__init__(bundle)
+        self.held = threading.Event()
+        self.go = threading.Event()
+
+    def answer(self, body: bytes) -> Answer:
+        if self.read(body)[1][0] == 2 * BATCH and not self.go.is_set():
+            self.held.set()
+            self.go.wait(60)
+        return super().answer(body)
+
+
+def test_ctrl_c_writes_an_interrupted_report_keeps_every_answer_and_ends_with_130(
+    folder: Path, bundle: Any, concurrency: int, tmp_path: Path
+) -> None:
+    server, evidence, report = Stuck(bundle), tmp_path / "t.jsonl", tmp_path / "r.json"
+    with served(server.script) as base:
+        line = command(base + PATH, evidence, folder, "--concurrency", str(concurrency), "-o", str(report))
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            assert server.held.wait(60)
+            answered = 2 if concurrency == 1 else -(-QUERIES // BATCH) - 1  # the others went past the one that hangs
+            with server.replied:
+                assert server.replied.wait_for(lambda: len(server.places) == answered, 60)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            server.go.set()
+            process.kill()
+        assert process.returncode == 130, err
+        assert out == ""
+        assert err.startswith("error: interrupted; what was answered is kept in ")
+        assert err.count("\n") == 1
+        written = json.loads(report.read_text())
+        assert (written["status"], written["finding"]) == ("interrupted", "inconclusive")
+        kept = recorded(evidence)
+        assert kept == [row for row in range(QUERIES) if row // BATCH != 2][: answered * BATCH]
+        assert not evidence.with_name("t.jsonl.early").exists()
+        before = len(server.script.requests)
+        again = subprocess.run([*line[:-2], "--resume", "--json"], capture_output=True, text=True, check=False, timeout=60)
+        assert again.returncode in (0, 10), again.stderr
+        asked = Counter(row for _, body in server.script.requests[before:] for row in server.read(body)[1])
+        assert asked == Counter([row for row in range(QUERIES) if row not in kept] + list(range(REPEATS)))
+
+
+def limited(size: int) -> Callable[[], None]:
+    """No file may grow larger: what a full disk does, to this process alone."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return limit
+
+
+@pytest.mark.parametrize("size", [300, 3000])
+def test_a_full_disk_is_one_clear_line_and_the_transcript_stays_intact(
+    folder: Path, bundle: Any, concurrency: int, size: int, tmp_path: Path
+) -> None:
+    server, evidence = Server(bundle, late=concurrency > 1), tmp_path / "t.jsonl"
+    with served(server.script) as base:
+        line = command(base + PATH, evidence, folder, "--concurrency", str(concurrency))
+        full = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60, preexec_fn=limited(size))
+        assert (full.returncode, full.stdout) == (2, "")
+        assert full.stderr.startswith("error: ")
+        assert "cannot be written: File too large" in full.stderr
+        assert full.stderr.count("\n") == 1
+        kept, before = recorded(evidence), len(server.script.requests)
+        if size < 1000:  # not even its first line had room: nothing was asked
+            assert (before, evidence.exists()) == (0, False)
+        else:
+            assert "go on with --resume" in full.stderr
+            assert evidence.read_bytes().endswith(b"\n")
+        again = subprocess.run([*line, "--resume"], capture_output=True, text=True, check=False, timeout=60)
+        assert again.returncode in (0, 10), again.stderr
+        asked = Counter(row for _, body in server.script.requests[before:] for row in server.read(body)[1])
+        assert asked == Counter([row for row in range(QUERIES) if row not in kept] + list(range(REPEATS if kept else 4)))
+
+
+def read_only(tmp_path: Path) -> Path:
+    """A folder that cannot be written to, not even by root."""
+    if os.geteuid():
+        tmp_path.chmod(0o555)
+        return tmp_path
+    return Path("/sys/kernel")
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").exists(), reason="a folder that root cannot write to is Linux's")
+def test_a_read_only_folder_is_said_before_anything_is_asked(folder: Path, bundle: Any, tmp_path: Path) -> None:
+    server, place = Server(bundle), read_only(tmp_path)
+    with served(server.script) as base:
+        line = command(base + PATH, place / "t.jsonl", folder)
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {place}/t.jsonl cannot be written: ")
+    assert "--evidence" in done.stderr
+    assert server.script.requests == []
+
+
+def test_a_closed_pipe_costs_no_answer(folder: Path, bundle: Any, tmp_path: Path) -> None:
+    server, evidence = Server(bundle), tmp_path / "t.jsonl"
+    reading, writing = os.pipe()
+    os.close(reading)
+    with served(server.script) as base:
+        line = command(base + PATH, evidence, folder)
+        done = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert recorded(evidence) == list(range(QUERIES))
+    assert json.loads(evidence.read_bytes().splitlines()[-1])["sent"] == QUERIES + 4
+
+
+def test_a_failure_with_several_at_once_keeps_what_came_in_after_it(folder: Path, bundle: Any, tmp_path: Path) -> None:
+    class Refusing(Server):
+        """Says 400 to the third batch once the others were answered."""
+
+        def answer(self, body: bytes) -> Answer:
+            if self.read(body)[1][0] != 2 * BATCH:
+                return super().answer(body)
+            with self.replied:
+                self.replied.wait_for(lambda: len(self.places) == 5, 20)
+            return as_json({"error": "no"}, 400)
+
+    server, evidence = Refusing(bundle), tmp_path / "t.jsonl"
+    with served(server.script) as base:
+        line = command(base + PATH, evidence, folder, "--concurrency", "6")
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 4
+    assert "answered 400 Bad Request" in done.stderr
+    assert recorded(evidence) == [row for row in range(QUERIES) if row // BATCH != 2]
+
+
+def test_before_the_first_answer_one_request_goes_alone_however_many_may(folder: Path, bundle: Any, tmp_path: Path) -> None:
+    script = Script(lambda *_: as_json({"error": "wrong shape"}, 500), Server(bundle).script.metadata)
+    with served(script) as base:
+        line = command(base + PATH, tmp_path / "t.jsonl", folder, "--concurrency", "8")
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 4
+    assert len(script.posts) == 1
