@@ -143,7 +143,7 @@ class _Asker:
             self._keep(Probe(wiring.spec, wiring.fit, rows, None))
             return self._search.refuse(question)
         self._keep(Probe(wiring.spec, wiring.fit, rows, answers))
-        self._search.tell(question, answers.labels.tolist())
+        self._search.tell(question, answers)
         return True
 
     def _keep(self, probe: Probe) -> None:
@@ -195,7 +195,7 @@ def retell(search: WiringSearch, probes: Sequence[Probe], bundle: QueryBundle) -
             or given.max(initial=0) >= bundle.manifest.victim.num_classes
         ):
             raise ArtefactError("the transcript's search for the wiring names a class that does not exist", "It was changed.")
-        search.tell(question, given.tolist())
+        search.tell(question, probe.answers)
 
 
 def searched_again(bundle: QueryBundle, before: InputSpec, probes: Sequence[Probe], wired: Mapping[str, Any] | None) -> Searched:

@@ -82,6 +82,8 @@ turned: rows and columns exchanged. planes: for a model of vectors, that channel
 """
 
 
+RESIZING = ("", "nearest", "resized and cropped", "padded", "cropped")
+"""Fits that bring images to another size, "" among them, for that is what ``InputSpec`` does."""
 AS_IT_WAS = "as it was"
 
 
