@@ -171,7 +171,7 @@ def _interview(
     transcript = None
     if options.evidence:
         transcript = Transcript(options.evidence, _header(bundle, suspect.card, options), resume=options.resume)
-    repeat = max(options.repeat, math.ceil(REPEATED * len(order))) if options.repeat else 0
+    repeat = _repeats(options, len(order))
     repeat = max(repeat, REPEATS) if transcript and transcript.kept else repeat
     try:
         if transcript:
@@ -223,6 +223,17 @@ def _order(bundle: QueryBundle, plan: Schedule | None, options: CheckOptions) ->
     if plan is not None:
         return plan.order
     return asking_order(bundle) if options.budget is not None else np.flatnonzero(once(askable, bundle))
+
+
+def _repeats(options: CheckOptions, n: int) -> int:
+    return max(options.repeat, math.ceil(REPEATED * n)) if options.repeat else 0
+
+
+def asked_at_most(bundle: QueryBundle, options: CheckOptions) -> tuple[NDArray[np.int64], int]:
+    """The rows that a check would ask, in their order, and how many of them twice; it may end sooner."""
+    plan = None if options.looks is None else planned_order(bundle, options.looks)
+    order = _order(bundle, plan, options)
+    return order, _repeats(options, len(order))
 
 
 def _enough(bundle: QueryBundle, options: CheckOptions, inside: Insights) -> Callable[[Answers], bool]:

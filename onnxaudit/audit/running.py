@@ -64,7 +64,7 @@ def run_check(
     again = _fresh(source, options)
     try:
         try:
-            with _opened(target, options.sandbox) as opened:
+            with opened_suspect(target, options.sandbox) as opened:
                 return check(bundle, _reduced(opened, level), options, progress, time.perf_counter() - started)
         except OtherClasses as error:
             if not again:
@@ -73,7 +73,7 @@ def run_check(
             if options.evidence:
                 options.evidence.unlink(missing_ok=True)  # it holds a header and no answer
         options = dataclasses.replace(options, label_space=UNKNOWN)
-        with _opened(dataclasses.replace(target, num_classes=None), options.sandbox) as opened:
+        with opened_suspect(dataclasses.replace(target, num_classes=None), options.sandbox) as opened:
             return check(bundle, _reduced(opened, level), options, progress, time.perf_counter() - started)
     except (OnnxauditError, KeyboardInterrupt) as error:
         if debug:
@@ -97,7 +97,8 @@ def _fresh(source: str, options: CheckOptions) -> bool:
     return "://" not in source and not options.label_free and not options.resume and not kept
 
 
-def _opened(target: Target, limits: Limits | None) -> Suspect:
+def opened_suspect(target: Target, limits: Limits | None) -> Suspect:
+    """The suspect, in a sandbox where there are limits; a context manager."""
     if limits is None:
         return open_suspect(target)
     from onnxaudit.sandbox.suspect import open_confined  # few checks need it
@@ -117,7 +118,8 @@ def target_digest(bundle: QueryBundle, source: str, http: Mapping[str, Any]) -> 
     Credentials are left out: they may be renewed before a run is gone on with.
     """
     headers = sorted((n.lower(), v) for n, v in (http.get("headers") or {}).items() if not CREDENTIALS.search(n))
-    said = canonical([source, headers, http.get("dialect"), http.get("output_name")])
+    template = [http["template"]] if http.get("template") else []  # its body may say which model is meant
+    said = canonical([source, headers, http.get("dialect"), http.get("output_name"), *template])
     return hashlib.scrypt(said.encode(), salt=bundle.id.encode(), n=2**14, r=8, p=1, dklen=32).hex()
 
 

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,10 +20,15 @@ from onnxaudit.cli.console import (
 from onnxaudit.errors import UsageError
 from onnxaudit.sandbox.limits import Limits, parse_limits
 
+if TYPE_CHECKING:
+    from onnxaudit.audit.checking import CheckOptions
+    from onnxaudit.bundle import QueryBundle
+
 
 def check(
     suspect: Annotated[str | None, typer.Argument(help=".onnx, .ort, TorchScript .pt/.ts, .pt2, or module:function.")] = None,
     url: Annotated[str | None, typer.Option(help="An HTTP endpoint instead of a file.")] = None,
+    target: Annotated[Path | None, typer.Option(help="A file that describes an HTTP endpoint, see docs/http.md.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="Default: $ONNXAUDIT_BUNDLE, else the only .oab here.")] = None,
     access: Annotated[str | None, typer.Option(help="Use only so much of the answers: label, topk:K, probs, logits.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Error rate. Default: the bundle's.")] = None,
@@ -44,6 +49,9 @@ def check(
             "Default: the bundle's with --url, else none."
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Send one query, show it, its answer, and what a check would cost.")
+    ] = False,
     budget: Annotated[int | None, typer.Option(help="Send at most so many queries, retries included.")] = None,
     evidence: Annotated[Path | None, typer.Option(help="Transcript (JSONL). Over HTTP it is kept by default.")] = None,
     sandbox: Annotated[
@@ -69,7 +77,9 @@ def check(
         ),
     ] = False,
     output_name: Annotated[str | None, typer.Option(help="The model's output to read, where it has several.")] = None,
-    dialect: Annotated[str | None, typer.Option(help="HTTP: v2 or plain. Default: found out.")] = None,
+    dialect: Annotated[
+        str | None, typer.Option(help="HTTP: v2, tfserving, plain …, see docs/http.md. Default: found out.")
+    ] = None,
     input_name: Annotated[str | None, typer.Option(help="HTTP: the input's name.")] = None,
     header: Annotated[
         list[str] | None, typer.Option(help='HTTP: "Name: value"; $VARIABLES are filled in. May be repeated.')
@@ -77,7 +87,7 @@ def check(
     rate: Annotated[float | None, typer.Option(help="HTTP: at most so many queries a second.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="HTTP: so many requests on their way at once. Default: 1.")] = None,
     batch: Annotated[int | None, typer.Option(help="HTTP: queries in one request.")] = None,
-    timeout: Annotated[float, typer.Option(help="HTTP: seconds to wait for a reply.")] = 30.0,
+    timeout: Annotated[float | None, typer.Option(help="HTTP: seconds to wait for a reply. Default: 30.")] = None,
     ca_bundle: Annotated[Path | None, typer.Option(help="HTTP: certificates to trust.")] = None,
     client_cert: Annotated[Path | None, typer.Option(help="HTTP: client certificate with key (PEM).")] = None,
     debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
@@ -86,10 +96,11 @@ def check(
     from onnxaudit.audit.checking import CheckOptions
     from onnxaudit.audit.running import run_check
     from onnxaudit.bundle import load
+    from onnxaudit.cli.targets import described
     from onnxaudit.report.writing import check_format, show, write_all
 
-    if (suspect is None) == (url is None):
-        raise UsageError("give either a SUSPECT or --url", "For example: onnxaudit check suspect.onnx")
+    if sum(given is not None for given in (suspect, url, target)) != 1:
+        raise UsageError("give either a SUSPECT, --url or --target", "For example: onnxaudit check suspect.onnx")
     check_alpha(alpha)
     if budget is not None and budget < 1:
         raise UsageError(f"--budget {budget} allows no query", "Give a positive number.")
@@ -97,12 +108,18 @@ def check(
     over_http["--concurrency"] = concurrency
     if concurrency is not None and not 1 <= concurrency <= 256:
         raise UsageError(f"--concurrency {concurrency} has to be from 1 to 256", "Leave it out for one request at a time.")
-    if url is None and (given := [name for name, value in over_http.items() if value]):
+    if suspect is not None and (given := [name for name, value in over_http.items() if value]):
         raise UsageError(f"{', '.join(given)} can only be used with --url", "Leave it out for a file.")
     for path in output or []:
         check_format(path)
     if url is not None and not url.lower().startswith(("http://", "https://")):
         raise UsageError("--url must begin with http:// or https://", "Give a file without --url.")
+    file = described(target) if target else None
+    url = file.url if file else url
+    if file and file.private:
+        label_space = label_space or "unknown"
+    if file and budget is None:
+        budget = file.http.get("budget")
     source = url or suspect or ""
     loaded = load(find_bundle(bundle))
     options = CheckOptions(
@@ -139,7 +156,12 @@ def check(
         "ca_bundle": ca_bundle and str(ca_bundle),
         "client_cert": client_cert and str(client_cert),
         "budget": budget,
+        "class_names": loaded.manifest.class_names,
     }
+    if file:
+        said, http = file.merged_input(said), file.merged_http(http)
+    if dry_run:
+        return _dry_run(loaded, source, options, said, http, as_json=json)
     console = Console(quiet=json)
     started = time.perf_counter()
     try:
@@ -155,6 +177,19 @@ def check(
         for path in output or []:
             write_all(report, path, loaded)
     return report.exit_code
+
+
+def _dry_run(
+    bundle: "QueryBundle", source: str, options: "CheckOptions", said: dict[str, Any], http: dict[str, Any], *, as_json: bool
+) -> int:
+    from json import dumps
+
+    from onnxaudit.audit.dry_running import dry_run
+    from onnxaudit.report.dry_run import text
+
+    document = dry_run(bundle, source, options, said, http).to_json()
+    print(dumps(document, indent=2, ensure_ascii=False) if as_json else text(document))
+    return 0
 
 
 def _confinement(wanted: bool, said: str | None, url: str | None) -> Limits | None:

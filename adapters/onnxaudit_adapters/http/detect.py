@@ -82,8 +82,10 @@ def _names(target: Target, options: HttpOptions) -> ClassNames:
             f"the file of labels has {len(options.labels)} names, and the victim has {target.num_classes} classes",
             "Give one name a line, in the victim's order.",
         )
+    if options.labels:
+        return ClassNames(options.labels)
     # Where the label sets differ, only schemes run that need no label map: any numbers will do.
-    return ClassNames(options.labels or options.class_names, discover=target.num_classes is None)
+    return ClassNames(discover=True) if target.num_classes is None else ClassNames(options.class_names)
 
 
 def _other(spoken: str, target: Target, address: Address, options: HttpOptions, names: ClassNames) -> Found:

@@ -16,17 +16,16 @@ _LONGEST = 200  # characters of a name
 
 
 class ClassNames:
-    """The classes by name. known: in the victim's order. discover: number unknown names as they come, up to ``limit`` of them.
+    """The classes by name. known: in the victim's order. discover: all words are numbered as they come, whatever they are.
 
     Discovered numbers are a permutation of the victim's at best: whoever compares labels must not use them.
     """
 
-    def __init__(self, known: Sequence[str] = (), *, discover: bool = False, limit: int | None = None) -> None:
+    def __init__(self, known: Sequence[str] = (), *, discover: bool = False) -> None:
         self._exact = {name: index for index, name in enumerate(known)}
         folded = [_folded(name) for name in known]
         self._folded = {name: index for index, name in enumerate(folded) if folded.count(name) == 1}
         self._discover = discover
-        self._limit = limit
         self._found: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -37,6 +36,9 @@ class ClassNames:
 
     def index(self, word: str) -> int:
         """The class of a word. Raises ReplyError where nothing says which it is."""
+        if self._discover:
+            with self._lock:  # two requests at once must not give two names one number
+                return self._found.setdefault(word[:_LONGEST], len(self._found))
         if word in self._exact:
             return self._exact[word]
         if word.isascii() and word.isdecimal() and len(word) < 10:
@@ -46,15 +48,10 @@ class ClassNames:
         numbered = _NUMBERED.match(word)
         if numbered is not None:
             return int(numbered[1])
-        if not self._discover:
-            raise ReplyError(
-                f"the reply names classes ({word[:40]!r}), and nothing says which number that name stands for",
-                'Give the names in the victim\'s order, one a line, as labels = "FILE" in a --target file.',
-            )
-        with self._lock:  # two requests at once must not give two names one number
-            if word not in self._found and self._limit is not None and len(self._found) >= self._limit:
-                raise ReplyError(f"the reply names more classes than the victim's {self._limit}; the last is {word[:40]!r}")
-            return self._found.setdefault(word[:_LONGEST], len(self._found))
+        raise ReplyError(
+            f"the reply names classes ({word[:40]!r}), and nothing says which number that name stands for",
+            'Give the names in the victim\'s order, one a line, as labels = "FILE" in a --target file, or --label-space unknown.',
+        )
 
     def indices(self, words: NDArray[np.str_]) -> NDArray[np.int32]:
         """The classes of many words, (n,), in the order of the words."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from onnxaudit.answers import Answers
 from onnxaudit.errors import OnnxauditError, SmallerBatch, SuspectError
 from onnxaudit.suspect import Queries, Suspect, SuspectCard, Target
 from onnxaudit_adapters.http.detect import Found, detect
-from onnxaudit_adapters.http.dialects import OneAnswerError, Reply
+from onnxaudit_adapters.http.dialects import OneAnswerError, Reply, Request
 from onnxaudit_adapters.http.options import HttpOptions, parse_address
 from onnxaudit_adapters.http.strict_json import ReplyError
 from onnxaudit_adapters.http.transport import GarbageError, TooLargeError, Transport
@@ -29,7 +29,7 @@ class HttpSuspect(Suspect):
     Several threads may ask.
     """
 
-    def __init__(self, card: SuspectCard, found: Found, transport: Transport) -> None:
+    def __init__(self, card: SuspectCard, found: Found, transport: Transport, headers: Iterable[str] = ()) -> None:
         first = None if card.batch else found.dialect.first
         self.card = replace(card, max_batch=min(first, card.max_batch or first)) if first else card
         self._most = card.max_batch
@@ -38,6 +38,8 @@ class HttpSuspect(Suspect):
         self._transport = transport
         self._answered = False
         self._lock = threading.Lock()
+        self._headers = tuple(headers)
+        self._latest: tuple[Request, Reply | None] | None = None
 
     @property
     def queries_sent(self) -> int:
@@ -48,6 +50,23 @@ class HttpSuspect(Suspect):
     def attempts(self) -> int:
         """Requests sent so far to ask these queries."""
         return self._transport.attempts
+
+    def exchange(self) -> Mapping[str, str]:
+        """The latest request and its reply, in words that may be shown: without the values of headers, and cut short."""
+        if self._latest is None:
+            return {}
+        request, reply = self._latest
+        clean = self._transport.redaction.clean
+        headers = {**dict.fromkeys(self._headers, "***"), **{n: clean(v) for n, v in request.headers.items()}}
+        shown = {
+            "request": f"POST {request.address.shown}",
+            "headers": "; ".join(f"{name}: {value}" for name, value in headers.items()),
+            "body": f"{len(request.body)} bytes: {self._transport.redaction.quote(request.body)}",
+            "dialect": self._dialect.name + (f" ({'; '.join(self._trail)})" if self._trail else ""),
+        }
+        if reply is not None:
+            shown["reply"] = f"{reply.status}, {len(reply.body)} bytes: {self._transport.redaction.quote(reply.body)}"
+        return shown
 
     def close(self) -> None:
         """Close the connections."""
@@ -64,7 +83,8 @@ class HttpSuspect(Suspect):
             raise SmallerBatch(f"{card.source} takes {card.max_batch} queries at once")
         try:
             request = self._dialect.encode(queries, card.input)
-            answers = self._transport.send(request, lambda reply: self._read(reply, len(queries)))
+            self._latest = (request, None)
+            answers = self._transport.send(request, lambda reply: self._read(request, reply, len(queries)))
         except TooLargeError as error:
             raise self._smaller(len(queries), max(1, len(queries) // 2), error) from None
         except OneAnswerError as error:
@@ -79,8 +99,9 @@ class HttpSuspect(Suspect):
                 self.card = replace(self.card, max_batch=self._most)
         return answers
 
-    def _read(self, reply: Reply, n: int) -> Answers:
+    def _read(self, request: Request, reply: Reply, n: int) -> Answers:
         """The answers in a reply. Raises OneAnswerError where the first reply is one, GarbageError for what is no answer."""
+        self._latest = (request, reply)
         try:
             return self._dialect.decode(reply, n)
         except OneAnswerError as error:
@@ -146,4 +167,5 @@ def open_http(
         max_batch=found.batch or limit,
         runtime=found.facts,
     )
-    return HttpSuspect(card, found, transport)
+    names = [*options.headers, *(["Authorization"] if address.authorization else [])]
+    return HttpSuspect(card, found, transport, names)
