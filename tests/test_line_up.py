@@ -16,6 +16,7 @@ from scipy.stats import binom
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.calibrating import calibrate, preregistered
 from onnxaudit.audit.crafting import CraftOptions, craft
+from onnxaudit.audit.judging.comparing import ALIKE
 from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
@@ -305,10 +306,13 @@ def test_what_siblings_share_is_taken_off() -> None:
     akh = next(scheme for scheme in report.schemes if scheme.name == "akh")
     assert akh.score == pytest.approx(expected)
     assert report.line_up is not None
-    assert report.line_up.victim == pytest.approx(rate("victim"))
-    assert report.line_up.siblings == pytest.approx([rate(f"sibling-{n:03d}") for n in range(4)])
     assert not report.line_up.drawn
     assert any("not drawn by lot" in condition for condition in report.conditions)
+    only = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, schemes=bundle.manifest.schemes[:1]))
+    shown = judged(preregistered(only), suspect).line_up
+    assert shown is not None
+    assert shown.victim == pytest.approx(rate("victim"))
+    assert shown.siblings == pytest.approx([rate(f"sibling-{n:03d}") for n in range(4)])
 
 
 def test_an_honest_twin_is_accused_without_siblings_and_not_with_them() -> None:
@@ -338,7 +342,7 @@ def test_with_enough_siblings_the_suspect_must_be_closer_than_references_and_tha
         report = judged(bundle, bundle.answers[name])
         assert report.line_up is not None
         assert report.tolerance == 0.0
-        assert report.p_value == max(report.p_exchangeable or 0.0, report.line_up.among_siblings)
+        assert report.p_value == max(report.p_exchangeable or 0.0, report.line_up.among_siblings, report.line_up.p_value)
         assert report.p_floor == 1 / 20
     few = judged(related(18, 3, shared=1.0), bundle.answers["victim"])
     assert (few.tolerance, few.p_floor) == (1.0, 1 / 41)
@@ -355,7 +359,33 @@ def test_over_many_families_honest_twins_are_accused_no_more_often_than_alpha() 
     assert found == 60
 
 
-def test_looks_give_both_ranks_their_place() -> None:
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("planned", [None, (10, 20)])
+def test_whoever_the_suspect_is_over_all_draws_of_the_victim_it_is_accused_at_most_as_often_as_alpha(
+    seed: int, planned: tuple[int, ...] | None
+) -> None:
+    """A model that is like no reference and no sibling: closer to all of the family, and closest to the central ones.
+
+    Each of the twenty is the victim in turn, on queries that are the same for all of them: exactly, not only on average.
+    """
+    bundle = related(19, seed, shared=1.0)
+    family = ["victim", *(f"sibling-{n:03d}" for n in range(19))]
+    suspect = Answers.from_scores(sum(bundle.answers[name].dense() for name in family[:7]) / 7, Access.LOGITS)
+    alike = tuple(entry for entry in bundle.manifest.schemes if entry.sampler in ALIKE)
+    assert alike
+    manifest = dataclasses.replace(bundle.manifest, schemes=alike)
+    found, by_references = [], []
+    for place in range(20):
+        turned = dict(zip(family, (bundle.answers[name] for name in family[place:] + family[:place]), strict=True))
+        drawn = preregistered(dataclasses.replace(bundle, manifest=manifest, answers={**bundle.answers, **turned}))
+        report = judge(drawn, Recorded(drawn, suspect).card, suspect, None, planned=planned)
+        found.append(report.finding == "derived")
+        by_references.append(report.p_exchangeable is not None and report.p_exchangeable <= 0.05)
+    assert sum(found) <= 1
+    assert sum(by_references) > 1, "ranks among references must not suffice, or this shows nothing"
+
+
+def test_looks_give_all_ranks_their_place() -> None:
     bundle = related(19, 1, shared=1.0)
     for name in ("victim", "twin"):
         card = Recorded(bundle, bundle.answers[name]).card

@@ -18,7 +18,14 @@ PINS: dict[str, tuple[str, ...]] = {
     "triton": ("nvidia-pytriton==0.7.0", _RUNTIME),
     "mlflow": ("mlflow==3.17.2", "onnx", _RUNTIME),
     "bentoml": ("bentoml==1.4.39", _RUNTIME),
-    "torchserve": ("torchserve==0.12.0", "torch-model-archiver==0.12.0", "torch==2.13.0+cpu", "setuptools<81", "pillow", _RUNTIME),
+    "torchserve": (
+        "torchserve==0.12.0",
+        "torch-model-archiver==0.12.0",
+        "torch==2.13.0+cpu",
+        "setuptools<81",
+        "pillow",
+        _RUNTIME,
+    ),
 }
 
 

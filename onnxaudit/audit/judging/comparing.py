@@ -26,6 +26,8 @@ FEWEST_QUERIES = 10
 """A scheme that got fewer answers than this says nothing."""
 FEWEST_CONTROLS = 30
 """Nor does mean agreement on fewer controls than this."""
+ALIKE = ("disagreement", "uniform", "noise", "cutmix")
+"""Samplers whose queries would be the same if a sibling were the victim; the first is made for line-ups."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +36,8 @@ class SchemeScores:
 
     access: the access that was used, or what was looked at inside. tied: the references' scores hardly differ. counted: it is
     part of the combined statistic. line_up: what the suspect scores against the victim and each sibling, where there are any.
-    twins: as standardised, of the siblings in turn and the suspect, (K + 1,).
+    twins: as standardised, of the siblings in turn and the suspect, (K + 1,). places: likewise, of what the suspect scores
+    against the siblings and against the victim, (K + 1,).
     """
 
     name: str
@@ -47,6 +50,7 @@ class SchemeScores:
     counted: bool = True
     line_up: LinedUp | None = None
     twins: Floats | None = None
+    places: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +58,8 @@ class Comparison:
     """All schemes of one bundle for one suspect. statistics: (m + 1,) combined, or None if no scheme ran.
 
     twins: the same statistic of the siblings as if each were the suspect, and of the suspect, (K + 1,); None without siblings.
+    places: the suspect's standardised agreement with each sibling and with the victim, (K + 1,), on queries that were chosen
+    alike for all of them; None without siblings or such queries.
     adjusted: whether scores were adjusted for how good and ordinary each model is. unrelated: how many unrelated schemes
     have a mean that varies as much as that of these, see ``evidence.learned.unrelated``.
     """
@@ -63,6 +69,7 @@ class Comparison:
     adjusted: bool = False
     unrelated: float = 1.0
     twins: Floats | None = None
+    places: Floats | None = None
 
 
 def compare(
@@ -111,7 +118,16 @@ def _combined(bundle: QueryBundle, schemes: tuple[SchemeScores, ...], access: Ac
         return Comparison(schemes, None, adjusted)
     standardised, given, groups, twins = zip(*ran, strict=True)
     kin = None if any(each is None for each in twins) else weighted(twins, given)
-    return Comparison(schemes, weighted(standardised, given), adjusted, unrelated(groups, given), kin)
+    shown = lined_up_in(bundle, schemes)
+    places = shown[0].places if shown is not None and shown[1].sampler in ALIKE else None
+    return Comparison(schemes, weighted(standardised, given), adjusted, unrelated(groups, given), kin, places)
+
+
+def lined_up_in(bundle: QueryBundle, schemes: Sequence[SchemeScores]) -> tuple[SchemeScores, SchemeEntry] | None:
+    """The scheme that shows the line-up: the one whose queries were chosen for it, else are alike for all, else the first."""
+    known = zip(schemes, bundle.manifest.schemes, strict=True)
+    found = [(scheme, entry) for scheme, entry in known if scheme.line_up is not None]
+    return min(found, key=lambda part: (part[1].sampler != ALIKE[0], part[1].sampler not in ALIKE), default=None)
 
 
 def _weights(bundle: QueryBundle, access: Access) -> Floats:
@@ -189,8 +205,11 @@ def _scheme(
     if cut[0].access == Access.LABEL:
         floor = max(floor, _mean_change([*side.changes, label_change(side.victim, suspect, side.score)]))
     found = _standardised(entry.name, len(rows), access, scores, covariate, floor)
-    twins = None if lined_up is None else studentised(lined_up.in_turn, None, floor)
-    return dataclasses.replace(found, counted=bool(side.siblings) or not pool.siblings, line_up=lined_up, twins=twins)
+    if lined_up is None:
+        return dataclasses.replace(found, counted=not pool.siblings)
+    places = np.array([*lined_up.siblings, lined_up.victim])
+    twins, places = (studentised(scores, None, floor) for scores in (lined_up.in_turn, places))
+    return dataclasses.replace(found, line_up=lined_up, twins=twins, places=places)
 
 
 def _standardised(name: str, queries: int, access: str, scores: Floats, covariate: Floats | None, floor: float) -> SchemeScores:

@@ -12,7 +12,7 @@ import numpy as np
 from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.insights import Insights, askable
-from onnxaudit.audit.judging.comparing import FEWEST_QUERIES, Comparison, compare
+from onnxaudit.audit.judging.comparing import ALIKE, FEWEST_QUERIES, Comparison, compare, lined_up_in
 from onnxaudit.audit.judging.conditions import conditions_of
 from onnxaudit.audit.judging.controls import controls_of, references_of, stronger, weak_references
 from onnxaudit.audit.judging.label_free import STATISTIC as LABEL_FREE_STATISTIC
@@ -27,8 +27,6 @@ from onnxaudit.evidence.siblings import e_value, line_up_p, typical
 from onnxaudit.report.model import DERIVED, INCONCLUSIVE, NOT_SHOWN, Controls, LineUp, Look, ReferenceScore, Report, SchemeResult
 from onnxaudit.suspect import SuspectCard
 
-ALIKE = ("disagreement", "uniform", "noise", "cutmix")
-"""Samplers whose queries would be the same if a sibling were the victim."""
 FEWEST_AT_LOOKS = 3
 """Queries that a scheme needs at a planned look."""
 
@@ -67,6 +65,7 @@ def judge(
         p = p_value(comparison.statistics, tolerance, comparison.unrelated)
         if siblings:
             p = max(p, 1.0 if comparison.twins is None else p_value(comparison.twins))
+            p = max(p, 0.0 if comparison.places is None else p_value(comparison.places))
         p = min(1.0, looks * p)
     if p is not None and not siblings and comparison.twins is not None:
         # too few siblings for alpha: none of them may be as close all the same
@@ -215,17 +214,15 @@ def _is_whole(seen: Seen) -> bool:
 
 
 def _line_up(bundle: QueryBundle, comparison: Comparison, *, early: bool) -> LineUp | None:
-    """The line-up on the queries that were chosen for it, else on those of the first scheme that compares with siblings.
+    """What is reported of the line-up.
 
     Its p and e are 1 where they would not hold: when a look ended asking because the victim was close, and on queries that were
     made from the victim.
     """
-    known = zip(bundle.manifest.schemes, comparison.schemes, strict=True)
-    found = [(entry.sampler != "disagreement", scheme.line_up, entry) for entry, scheme in known if scheme.line_up is not None]
-    if not found:
+    found = lined_up_in(bundle, comparison.schemes)
+    if found is None or (lined_up := found[0].line_up) is None:
         return None
-    _, lined_up, entry = min(found, key=lambda part: part[0])
-    holds = not early and entry.sampler in ALIKE
+    holds = not early and found[1].sampler in ALIKE
     return LineUp(
         lined_up.victim,
         lined_up.siblings,

@@ -38,9 +38,9 @@ class Schedule:
 class Seen:
     """What the looks show so far. answers: those up to the last look; comparison: of them. queries, scores: at each look.
 
-    standings: after each look in ``judged``, by number: where a scheme could run, up to where p was known. among: the same
-    among the siblings in turn, where that counts, else None. decided: asking on cannot change the finding, or is not worth it;
-    futile: the latter. final: all was asked.
+    standings: after each look in ``judged``, by number: where a scheme could run, up to where p was known. kin: the same among
+    the siblings in turn, and of the victim in the line-up, where these count. decided: asking on cannot change the finding, or is
+    not worth it; futile: the latter. final: all was asked.
     """
 
     answers: Answers
@@ -49,7 +49,7 @@ class Seen:
     scores: tuple[float | None, ...]
     judged: tuple[int, ...]
     standings: tuple[Standing, ...]
-    among: tuple[Standing, ...] | None
+    kin: tuple[tuple[Standing, ...], ...]
     decided: bool
     futile: bool
     final: bool = False
@@ -57,12 +57,12 @@ class Seen:
     @property
     def p(self) -> float | None:
         """The p-value; 1 where asking on was not worth it; None while it is not known."""
-        return 1.0 if self.futile else _greater(self.standings, self.among)
+        return 1.0 if self.futile else _greatest(self.standings, *self.kin)
 
 
-def _greater(standings: Sequence[Standing], among: Sequence[Standing] | None) -> float | None:
-    """The greater p-value of the two; None while one of them is not known."""
-    found = [order[-1].p if order else None for order in ((standings,) if among is None else (standings, among))]
+def _greatest(*orders: Sequence[Standing]) -> float | None:
+    """The greatest p-value; None while one of them is not known."""
+    found = [order[-1].p if order else None for order in orders]
     known = [p for p in found if p is not None]
     return max(known) if len(known) == len(found) else None
 
@@ -146,26 +146,28 @@ def walk(
         glances = [Glance(c.statistics, c.unrelated) for c in seen if c.statistics is not None]
         final = last and comparison.statistics is not None
         standings = order_of_entry(glances, final=final, tolerance=tolerance) if glances else []
-        among = _among(seen, final=final) if siblings else None
+        kin = _kin(seen, final=final) if siblings else ()
         judged = tuple(i for i, c in enumerate(seen) if c.statistics is not None)
         scores = tuple(None if c.statistics is None else float(c.statistics[-1]) for c in seen)
-        p = _greater(standings, among)
+        p = _greatest(standings, *kin)
         clear = p is not None and (p > alpha or not doubtful(cut, comparison))
-        orders = [(standings, references)] if among is None else [(standings, references), (among, siblings)]
+        orders = [(standings, references), *((order, siblings) for order in kin)]
         hopeless = p is None and any(bool(order) and futile(order, others, alpha) for order, others in orders)
         decided = last or clear or hopeless
         queries = plan.queries[: len(seen)]
-        kin = None if among is None else tuple(among)
         found = Seen(cut, comparison, queries, scores, judged, tuple(standings), kin, decided, hopeless and not last, last)
         if decided:
             break
     return found
 
 
-def _among(seen: Sequence[Comparison], *, final: bool) -> list[Standing]:
-    """How the suspect stands among the siblings, each in turn in its place."""
-    glances = [Glance(c.twins, c.unrelated) for c in seen if c.statistics is not None and c.twins is not None]
-    return order_of_entry(glances, final=final) if glances else []
+def _kin(seen: Sequence[Comparison], *, final: bool) -> tuple[tuple[Standing, ...], ...]:
+    """How the suspect stands among the siblings, each in turn in its place; and the victim in the line-up, where there is one."""
+    ran = [c for c in seen if c.statistics is not None]
+    twins = [Glance(c.twins, c.unrelated) for c in ran if c.twins is not None]
+    places = [Glance(c.places) for c in ran if c.places is not None]
+    orders = (twins, places) if places else (twins,)
+    return tuple(tuple(order_of_entry(glances, final=final)) if glances else () for glances in orders)
 
 
 def _looks(plan: Schedule, answers: Answers) -> Iterator[tuple[Answers, int, bool]]:
