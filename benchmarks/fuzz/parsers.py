@@ -27,7 +27,7 @@ from onnxaudit.craft.data import load_data
 from onnxaudit.decode import canonical
 from onnxaudit.errors import OnnxauditError
 from onnxaudit.evidence.commitment import check_opening, commitment_of, opening_of
-from onnxaudit.registry import open_graph, weights_beside
+from onnxaudit.registry import open_graph, read_target_file, weights_beside
 from onnxaudit.report.contents import contents
 from onnxaudit.report.model import seal, written
 from onnxaudit.sandbox.frames import FrameError, read
@@ -37,6 +37,7 @@ from onnxaudit.zoo.manifest import load_zoo
 from onnxaudit_adapters.http.dialects import Reply
 from onnxaudit_adapters.http.options import parse_address
 from onnxaudit_adapters.http.plain import Plain
+from onnxaudit_adapters.http.template import Template, Templated
 from onnxaudit_adapters.http.v2 import V2, read_metadata
 from tests.bundles import simulated_bundle
 
@@ -116,7 +117,9 @@ def _loaded(path: Path) -> None:
     assert found.manifest.input.problem() is None
     assert all(0 <= scheme.rows[0] <= scheme.rows[1] <= n for scheme in found.manifest.schemes)
     said = contents(found)
-    assert all(letter.isprintable() or letter == "\n" or "\ud800" <= letter <= "\udfff" for letter in said), "it steers a terminal"
+    assert all(letter.isprintable() or letter == "\n" or "\ud800" <= letter <= "\udfff" for letter in said), (
+        "it steers a terminal"
+    )
 
 
 def transcript(data: bytes) -> None:
@@ -288,7 +291,15 @@ def _dialects() -> list[Any]:
     ):
         make = getattr(importlib.import_module(f"onnxaudit_adapters.http.{module}"), name)
         found.append(make(address, num_classes=CLASSES, **options))
-    return found
+    paths = ({"scores": "$.a[*].s"}, {"items": "$.a[*]", "label": "$.l", "score": "$.s"}, {"label": "$.l"})
+    sent = {"body": '{"x": {{json}}}'}
+    return [*found, *(Templated(address, Template.read(sent, path), CLASSES, one=False) for path in paths)]
+
+
+def target(data: bytes) -> None:
+    """A target.toml; it may name variables, and one of them is set."""
+    found = read_target_file(_file("target.toml", data), {"TOKEN": "t"})
+    assert str(found["url"]).lower().startswith(("http://", "https://"))
 
 
 def metadata(data: bytes) -> None:
@@ -345,7 +356,7 @@ PARSERS: Mapping[str, Callable[[bytes], None]] = MappingProxyType(
         parser.__name__: parser
         for parser in (
             *(bundle, manifest, transcript, report, commitment, opening, envelope, zoo, external, graph, archive, arrays),
-            *(http, metadata, frames, stamp),
+            *(http, target, metadata, frames, stamp),
         )
     }
 )

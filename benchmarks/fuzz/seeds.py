@@ -26,6 +26,25 @@ from tests.bundles import QUERIES, Recorded, simulated_bundle, simulated_scores
 CORPUS = Path(__file__).with_name("corpus")
 SCORES = [[0.1, 0.2, 0.3, 0.3, 0.1], [0.6, 0.1, 0.1, 0.1, 0.1]]
 
+TARGET = """url = "https://example.com/classify?key=${TOKEN}"
+labels = "names.txt"
+[input]
+shape = [4, 4, 1]
+layout = "NHWC"
+scale = 0.00392
+mean = [0.5]
+[request]
+headers = { Authorization = "Bearer ${TOKEN}" }
+body = '{"image": "{{png_base64}}"}'
+[reply]
+items = "$.predictions[*]"
+label = "$.name"
+score = "$.p"
+[limits]
+rate = "10/s"
+budget = 100
+"""
+
 
 def seeds() -> Iterator[tuple[str, str, bytes]]:
     """(parser, name, bytes)."""
@@ -34,6 +53,7 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
         yield from _arrays(Path(temporary))
         yield from _models(Path(temporary))
     yield from _replies()
+    yield "target", "template", TARGET.encode()
     entries = [
         {"file": "a.onnx", "kind": "positive", "task": "t", "arch": "vgg", "accuracy": 0.5, "deployed": ["round:digits=2"]}
     ]
@@ -123,6 +143,9 @@ def _replies() -> Iterator[tuple[str, str, bytes]]:
         "torchserve": (7, [{"0": 0.9, "1": 0.1}, {"0": 0.8, "1": 0.2}]),
         "huggingface": (8, [[{"label": "LABEL_0", "score": 0.9}, {"label": "LABEL_1", "score": 0.1}]] * 2),
         "invocations": (9, {"predictions": [1, 2]}),
+        "template-scores": (10, {"a": [{"s": SCORES[0]}, {"s": SCORES[1]}]}),
+        "template-items": (11, {"a": [{"l": 1, "s": 0.9}, {"l": 2, "s": 0.1}]}),
+        "template-label": (12, {"l": 3}),
     }
     for name, (dialect, document) in replies.items():
         yield "http", name, bytes([dialect, 1]) + json.dumps(document).encode()
