@@ -112,6 +112,7 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
         label_free=options.label_free,
     )
     report = judged(bundle)
+    report = dataclasses.replace(report, conditions=(*report.conditions, *result.wavering))
     if own is not bundle and own.manifest.of_role("reference"):
         report = dataclasses.replace(report, own_pool=beside(judged(own)))
     clock.lap("detect")
@@ -205,6 +206,7 @@ def _interview(
         result, again = _repeat(bundle, suspect, result, repeat, transcript)
         repeats = transcript.repeats if transcript else again
         stable = steady(result.answers, repeats) and (bool(again) or not result.reused)
+        result = dataclasses.replace(result, wavering=wavering(result.answers, repeats))
         if transcript:
             transcript.end(result.sent, result.failed)
             result = dataclasses.replace(result, transcript_sha256=transcript.sha256)
@@ -280,6 +282,19 @@ def _repeat(
 def steady(answers: Answers, repeats: Sequence[Batch]) -> bool:
     """Whether all queries that were asked twice got the same label again, in whichever run."""
     return all(bool((again.labels == answers.labels[rows]).all()) for rows, again in repeats)
+
+
+def wavering(answers: Answers, repeats: Sequence[Batch]) -> tuple[str, ...]:
+    """What to say of queries that were asked twice and got other scores, in whichever run; nothing where none did."""
+    asked, other, most = 0, 0, 0.0
+    for rows, again in repeats:
+        first = answers.take(rows)
+        asked += len(rows)
+        if first.scores is None or again.scores is None or first.num_classes is None or again.num_classes is None:
+            continue
+        apart = np.abs(first.dense() - again.dense()).max(axis=1, initial=0.0)
+        other, most = other + int((apart > 0).sum()), max(most, float(apart.max(initial=0.0)))
+    return (f"of {asked} queries asked twice, {other} got other scores, by up to {most:.2g}",) if other else ()
 
 
 def _header(bundle: QueryBundle, card: SuspectCard, options: CheckOptions) -> dict[str, Any]:

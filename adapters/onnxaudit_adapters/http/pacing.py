@@ -54,7 +54,7 @@ class Pace:
         """The server complained: half the rate from now on. sent: when the request went; complaints of one moment count once."""
         with self._lock:
             rate = self.rate or self._measured()
-            if sent < self._slowed or rate is None:
+            if sent <= self._slowed or rate is None:
                 return
             self._floor = self._floor or rate * _LOWEST
             self._slowed = self._clock()
@@ -101,7 +101,7 @@ class Lanes:
     def narrow(self, sent: float) -> None:
         """The server complained of a request sent then; complaints of one moment count once."""
         with self._change:
-            if sent >= self._narrowed:
+            if sent > self._narrowed:
                 self._narrowed = self._clock()
                 self.width = max(1.0, self.width / 2)
 

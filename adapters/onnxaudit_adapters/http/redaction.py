@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import json
 import re
 from collections.abc import Iterable, Mapping
+from urllib.parse import quote, quote_plus
 
 QUOTED = 200  # bytes of a reply that an error message quotes
 _SHORTEST = 3  # a "secret" of one or two characters protects nothing, and hiding it would garble every message
@@ -15,7 +19,8 @@ class Redaction:
 
     def __init__(self, headers: Mapping[str, str], secrets: Iterable[str]) -> None:
         words = {word for value in headers.values() for word in (value, *value.split(), *_PARTS.split(value))} | set(secrets)
-        self._secrets = sorted((word for word in words if len(word) >= _SHORTEST), key=len, reverse=True)
+        hidden = {form for word in words if len(word) >= _SHORTEST for form in _forms(word)}
+        self._secrets = sorted(hidden, key=len, reverse=True)
 
     def clean(self, text: str) -> str:
         """The text without secrets and without characters that could steer a terminal."""
@@ -29,3 +34,17 @@ class Redaction:
         # Clean first, cut second: a secret cut in half would not be recognised.
         begin = " ".join(self.clean(body[: QUOTED + longest].decode("utf-8", "replace")).split())
         return repr(begin.encode()[:QUOTED].decode("utf-8", "ignore")) if begin else "nothing"
+
+
+def _forms(word: str) -> tuple[str, ...]:
+    """A secret as servers write it down: as it is, in JSON, in a URL, in HTML, in base64."""
+    return (
+        word,
+        json.dumps(word)[1:-1],
+        json.dumps(word, ensure_ascii=False)[1:-1],
+        quote(word),
+        quote(word, safe=""),
+        quote_plus(word),
+        html.escape(word),
+        base64.b64encode(word.encode("utf-8", "surrogateescape")).decode("ascii"),
+    )

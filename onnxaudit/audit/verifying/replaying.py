@@ -14,7 +14,7 @@ from typing import Any
 from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import control_accuracy, with_models
-from onnxaudit.audit.checking import beside, steady, without_references
+from onnxaudit.audit.checking import beside, steady, wavering, without_references
 from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.label_spaces import UNKNOWN
 from onnxaudit.audit.verifying.records import read_json, read_transcript
@@ -175,6 +175,7 @@ def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
         if bundle.manifest.of_role("reference"):
             report = dataclasses.replace(report, own_pool=beside(judged(bundle)))
     report = explained(report, bundle, answers, header.input, searched)
+    report = dataclasses.replace(report, conditions=(*report.conditions, *wavering(answers, repeats)))
     queries = {"sent": run.sent or 0, "reused": run.known, "failed": run.failed or 0}
     return dataclasses.replace(report, queries=queries, tool=facts.tool, transcript_sha256=record.digest)
 
