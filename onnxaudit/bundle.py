@@ -29,7 +29,8 @@ MAX_GRAPH = 16 << 20
 TABLES = ("mask", "sizes")
 """Columns that have several numbers a query."""
 ROLES = ("victim", "export", "reference", "training", "sibling", "surrogate")
-"""export: the victim in half precision or INT8. training: a reference that a sampler or a learned detector was made with. It must never calibrate."""
+"""export: the victim in half precision or INT8. training: a reference that a sampler or a learned detector was made with, which
+must never calibrate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +285,7 @@ def _check(bundle: QueryBundle, where: str) -> None:
     problems = {
         "queries are neither uint8 images nor float32 vectors": (bundle.queries.dtype, bundle.queries.ndim)
         not in ((np.dtype(np.uint8), 4), (np.dtype(np.float32), 2)),
+        "a query holds what is no number": bundle.queries.dtype.kind == "f" and not bool(np.isfinite(bundle.queries).all()),
         "there must be one victim, of that name": [model.id for model in manifest.of_role("victim")] != ["victim"],
         f"its input specification: {manifest.input.problem()}": manifest.input.problem() is not None,
         "a model has an unknown role": any(model.role not in ROLES for model in manifest.models),

@@ -227,7 +227,7 @@ def _with_more_classes(source: Path, target: Path, more: int = 1) -> Path:
     model = onnx.load(str(source))
     graph, name = model.graph, model.graph.output[0].name
     graph.initializer.append(numpy_helper.from_array(np.arange(more, dtype=np.int64), "wanted"))
-    graph.initializer.append(numpy_helper.from_array(np.float32(3), "less"))
+    graph.initializer.append(numpy_helper.from_array(np.array(3, np.float32), "less"))
     graph.node.append(helper.make_node("Gather", [name, "wanted"], ["taken"], axis=1))
     graph.node.append(helper.make_node("Sub", ["taken", "less"], ["lower"]))
     graph.node.append(helper.make_node("Concat", [name, "lower"], ["wider"], axis=1))

@@ -20,6 +20,8 @@ from onnxaudit.registry import adapters, open_suspect
 from onnxaudit.suspect import Target
 
 ROLES_IN_WORDS = {"reference": "references", "training": "helpers", "sibling": "siblings", "surrogate": "surrogates"}
+OWN = ("victim", "export")
+"""Roles of the victim itself, in any precision."""
 SANE_SHARE = 0.7
 """A reference with less than this share of the victim's accuracy on the controls is asked wrongly, or of another task."""
 
@@ -81,11 +83,11 @@ def refusal(bundle: QueryBundle, entry: ModelEntry, answers: Answers, pool: Sequ
     """
     independent = entry.role in ("reference", "training")
     apart = independent or entry.role == "sibling"
-    models = [model for model in bundle.manifest.models if model.role != "victim" or apart]
+    models = [model for model in bundle.manifest.models if model.role not in OWN or apart]
     twin = next((model for model in models if entry.sha256 and model.sha256 == entry.sha256), None)
     place = copied(answers, [bundle.answers[model.id] for model in models], pool, rounded=apart)
     found = twin or (None if place is None else models[place])
-    if found is not None and found.role == "victim":
+    if found is not None and found.role in OWN:
         return "answers as the victim does: it is the victim, or a copy of it"
     if found is not None:
         return f"is {found.id} ({found.source}) again"

@@ -15,6 +15,7 @@ from onnxaudit import __version__
 from onnxaudit.audit.answering import answered
 from onnxaudit.audit.calibrating import add_models, model_files, preregistered
 from onnxaudit.audit.combining import with_learned_weights
+from onnxaudit.audit.exporting import with_exports
 from onnxaudit.audit.insights import insight_key, insights_of
 from onnxaudit.audit.judging.comparing import FEWEST_QUERIES
 from onnxaudit.audit.pools import LEARNED, gather, peers_of, siblings_of, targets
@@ -78,6 +79,8 @@ class CraftOptions:
     channel_order: str | None = None
     margin: float | None = None
     jobs: int | None = None
+    exports: bool | None = None
+    """Whether the victim's answers in fp16 and INT8 go into the bundle; None: unless it is large."""
     optional: bool = False
     """Leave out, with a note, what cannot be crafted here, as ``auto`` does."""
 
@@ -116,6 +119,7 @@ def craft(options: CraftOptions, progress: Progress) -> QueryBundle:
             "there is nothing to ask a suspect: all schemes look inside", "Give data and --controls, or another scheme."
         )
     bundle = answered(QueryBundle(manifest, queries, labels, {}, sampled.columns, sampled.graphs), victim)
+    bundle = with_exports(bundle, victim, progress, options.exports)
     roles = {
         "training": [*pools.training, *others],
         "surrogate": [*pools.surrogates, *extracted],

@@ -55,6 +55,12 @@ def craft(
     ] = "mean-z",
     seed: Annotated[int, typer.Option(help="Everything random comes from it.")] = 0,
     alpha: Annotated[float, typer.Option(help="Error rate that the bundle is made for.")] = 0.05,
+    exports: Annotated[
+        bool | None,
+        typer.Option(
+            "--exports/--no-exports", help="Keep what the victim answers in fp16 and INT8. Default: unless it is large."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The bundle. Default: VICTIM's name with .oab, here.")
     ] = None,
@@ -122,6 +128,7 @@ def craft(
         **parse_input(input, scale, mean, std, layout, channel_order),
         margin=margin,
         jobs=jobs,
+        exports=exports,
     )
     try:
         bundle = make(options, console).save(path, force=force)

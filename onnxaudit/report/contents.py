@@ -52,8 +52,7 @@ def contents(bundle: QueryBundle) -> str:
         "",
         *_pool(manifest.of_role("reference")),
     ]
-    for model in manifest.of_role("export"):
-        lines.append(f"  export     {model.origin}")
+    lines += [f"  export     {model.origin}" for model in manifest.of_role("export")]
     for role, words in OTHERS.items():
         if models := manifest.of_role(role):
             lines.append(f"  {words:<10} {len(models)}")

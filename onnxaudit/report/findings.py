@@ -43,6 +43,7 @@ def line_of(report: Report, source: str, content: str | None, settings: str) -> 
     value["references"] = []
     value["looks"] = [dataclasses.asdict(look) for look in report.looks]
     value["line_up"] = report.line_up and dataclasses.asdict(report.line_up)
+    value["exports"] = [dataclasses.asdict(export) for export in report.exports]
     value["schemes"] = [{name: getattr(scheme, name) for name in SCHEME_NAMES} for scheme in report.schemes]
     value["suspect"] = {**report.suspect, "source": source}
     alone = {"finding": report.finding, "reasons": list(report.reasons)}
@@ -101,7 +102,8 @@ def _line(text: bytes) -> Line:
         sound &= alone["finding"] in EXIT_CODES and isinstance(alone["reasons"], list) and (p is None or 0 < p <= 1)
         sound &= isinstance(line["suspect"]["source"], str) and isinstance(line["bundle"]["id"], str)
         sound &= isinstance(line["scan"]["settings"], str) and (content is None or isinstance(content, str))
-    except (ValueError, LookupError, TypeError):
+        canonical(line).encode()  # it will be written again
+    except (ValueError, LookupError, TypeError, RecursionError):
         return {}
     return dict(line) if sound else {}
 

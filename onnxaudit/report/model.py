@@ -66,6 +66,19 @@ class ReferenceScore:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ExportAgreement:
+    """The victim as it is, or in half precision or INT8, on the schemes' queries. victim, suspect: shares of the same label.
+
+    origin: what made and ran it. A quantised copy of the victim agrees with the victim as these do, and more with one of them.
+    """
+
+    kind: str
+    victim: float
+    suspect: float
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class LineUp:
     """The suspect's agreement with the victim and with each of its siblings, on the queries that tell them apart.
 
@@ -103,7 +116,8 @@ class Report:
 
     references: empty in a line of a scan. looks: where answers were judged as they came in; needed: queries at the look that
     decided. own_pool: finding, p and floor with the bundle's own references, where others were given with the check.
-    wiring: what --autofix found, and by what controls; without it, no key of the JSON.
+    wiring: what --autofix found, and by what controls; exports: the suspect beside the victim's own, the victim itself first;
+    without them, no keys of the JSON.
     margin: the tolerance in units of score: a reference counts as close as the suspect if its score + margin >= score.
     exhibits: single queries, for pages that people read; not in the JSON, which the bundle and the transcript complete.
     """
@@ -128,6 +142,7 @@ class Report:
     conditions: tuple[str, ...] = ()
     references: tuple[ReferenceScore, ...] = ()
     line_up: LineUp | None = None
+    exports: tuple[ExportAgreement, ...] = ()
     looks: tuple[Look, ...] = ()
     needed: int | None = None
     own_pool: Mapping[str, Any] | None = None
@@ -148,8 +163,9 @@ class Report:
         """One JSON document, keys in the order of the contract, sealed; no NaN."""
         value = dataclasses.asdict(dataclasses.replace(self, exhibits=()))
         del value["code"], value["exhibits"]
-        if self.wiring is None:
-            del value["wiring"]
+        for name in ("wiring", "exports"):
+            if not value[name]:
+                del value[name]
         first = ("schema", "status", "finding", "p_value", "p_floor", "alpha", "score", "reasons")
         ordered = {name: value[name] for name in (*first, *(name for name in value if name not in first))}
         return written({**ordered, "digest": seal(ordered)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnxaudit.report.model import DERIVED, NOT_SHOWN, LineUp, Report
+from onnxaudit.report.model import DERIVED, NOT_SHOWN, ExportAgreement, LineUp, Report
 
 COLOURS = {"derived": "\033[1;31m", "not-shown": "\033[1;32m", "inconclusive": "\033[1;33m"}
 RESET = "\033[0m"
@@ -127,7 +127,7 @@ def line_up_words(line_up: LineUp) -> str:
 
 
 def like_an_export(exports: Sequence[ExportAgreement]) -> bool:
-    """Whether the suspect is nearer to one of the victim's exports than to the victim, and as near as exports are to the victim."""
+    """Whether the suspect is nearer to an export of the victim than to the victim, and as near as exports are to it."""
     if not exports:
         return False
     own, *others = exports
@@ -141,7 +141,7 @@ def exports_words(exports: Sequence[ExportAgreement]) -> str:
     reached = ", ".join(f"{each.kind} {each.victim:.0%}" for each in others)
     near = max(others, key=lambda each: each.suspect)
     return (
-        f"the suspect gives the victim's label to {own.suspect:.0%} of the schemes' queries; the victim's own exports: {reached}; "
+        f"the suspect gives the victim's label to {own.suspect:.0%} of the schemes' queries, its exports {reached}; "
         f"nearest is {near.kind}, {near.suspect:.0%}"
     )
 

@@ -15,6 +15,7 @@ from onnxaudit.audit.insights import Insights, askable
 from onnxaudit.audit.judging.comparing import ALIKE, FEWEST_QUERIES, Comparison, compare, lined_up_in
 from onnxaudit.audit.judging.conditions import conditions_of
 from onnxaudit.audit.judging.controls import controls_of, references_of, stronger, weak_references
+from onnxaudit.audit.judging.exports import export_agreements
 from onnxaudit.audit.judging.label_free import STATISTIC as LABEL_FREE_STATISTIC
 from onnxaudit.audit.judging.label_free import compare_label_free, label_free_controls, named_classes, other_task
 from onnxaudit.audit.judging.looking import Schedule, Seen, schedule, walk
@@ -121,6 +122,7 @@ def judge(
         ),
         references=_reference_scores(bundle, comparison),
         line_up=line_up,
+        exports=() if label_free else export_agreements(bundle, answers),
         looks=_looks(seen),
         needed=seen.queries[-1] if seen and finding == DERIVED else None,
         tool=__version__,

@@ -204,7 +204,7 @@ def _same(bundle: QueryBundle, again: QueryBundle, where: str) -> Iterator[str]:
     for name, seen in _of_victim(bundle).items():
         _equal(seen, again.insights[name], f"what the victim shows, {name}", where)
     yield "the victim's answers come out the same, to the last bit"
-    if others := len(bundle.manifest.models) - 1:
+    if others := sum(model.role not in ("victim", "export") for model in bundle.manifest.models):
         yield f"not asked again: {others} other models, whose answers the bundle has; check --references asks a judge's own"
 
 
