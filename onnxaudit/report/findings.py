@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from onnxaudit.decode import canonical
-from onnxaudit.errors import UsageError
+from onnxaudit.decode import canonical, parse
+from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.report.model import DERIVED, EXIT_CODES, INCONCLUSIVE, SCHEMA, Report, SchemeResult
 
 BEGINNING = b'{"schema":"onnxaudit.report/1"'
@@ -96,14 +96,13 @@ def dumped(line: Line) -> bytes:
 def _line(text: bytes) -> Line:
     """A line of a scan as it was written; {} if it is something else."""
     try:
-        line = json.loads(text)
+        line = parse(text, "a line")
         sound = line["schema"] == SCHEMA and line["status"] in ("complete", "failed", "interrupted") and 0 < line["alpha"] < 1
         alone, content, p = line["scan"]["alone"], line["scan"]["content"], line["p_value"]
         sound &= alone["finding"] in EXIT_CODES and isinstance(alone["reasons"], list) and (p is None or 0 < p <= 1)
         sound &= isinstance(line["suspect"]["source"], str) and isinstance(line["bundle"]["id"], str)
         sound &= isinstance(line["scan"]["settings"], str) and (content is None or isinstance(content, str))
-        canonical(line).encode()  # it will be written again
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ArtefactError, LookupError, TypeError):
         return {}
     return dict(line) if sound else {}
 
