@@ -1,4 +1,7 @@
-"""Environments of real servers, each of its own under .venv-peers, made on demand: ``python -m tests.peers.environments [NAME…]``."""
+"""Environments of real servers, each of its own under .venv-peers, made on demand.
+
+``python -m tests.peers.environments [NAME…]`` makes them beforehand.
+"""
 
 from __future__ import annotations
 
