@@ -21,7 +21,7 @@ HOSTILE: list[Any] = [
     *([], {}, [[]], [0] * 100, {"a": {"b": []}}, [[1], [1, 2]], "AAAA"),
 ]
 BURSTS = [b"\xff" * 8, b"\0" * 8, b"[" * 2000, b'{"a":' * 2000, b"\x7f\xff\xff\xff", b"9" * 5000, b"\\ud800"]
-_ROUNDS = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+_ROUNDS = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -29,6 +29,7 @@ from onnxaudit.errors import OnnxauditError
 from onnxaudit.evidence.commitment import check_opening, commitment_of, opening_of
 from onnxaudit.registry import open_graph, read_target_file, weights_beside
 from onnxaudit.report.contents import contents
+from onnxaudit.report.findings import Findings
 from onnxaudit.report.model import seal, written
 from onnxaudit.sandbox.frames import FrameError, read
 from onnxaudit.sandbox.suspect import read_answers
@@ -293,6 +294,13 @@ def _dialects() -> list[Any]:
     return [*found, *(Templated(address, Template.read(sent, path), CLASSES, one=False) for path in paths)]
 
 
+def scan(data: bytes) -> None:
+    """The lines of a scan that is gone on with, which are read and written again."""
+    with Findings(_file("scan.jsonl", data)) as kept:
+        lines = [line for _, line in kept.lines()]
+        kept.rewrite(iter(lines))
+
+
 def target(data: bytes) -> None:
     """A target.toml; it may name variables, and one of them is set."""
     _file("names.txt", b"cat\ndog")
@@ -354,7 +362,7 @@ PARSERS: Mapping[str, Callable[[bytes], None]] = MappingProxyType(
         parser.__name__: parser
         for parser in (
             *(bundle, manifest, transcript, report, commitment, opening, envelope, zoo, external, graph, archive, arrays),
-            *(http, target, metadata, frames, stamp),
+            *(http, target, scan, metadata, frames, stamp),
         )
     }
 )

@@ -20,6 +20,7 @@ from onnxaudit.audit.progress import Silent
 from onnxaudit.audit.verifying.attesting import commit_to, opening_to
 from onnxaudit.bundle import KEY
 from onnxaudit.evidence.commitment import to_text
+from onnxaudit.report.findings import BONFERRONI, adjust, dumped, line_of
 from onnxaudit.sandbox.frames import write
 from tests.bundles import QUERIES, Recorded, simulated_bundle, simulated_scores
 
@@ -82,6 +83,8 @@ def _evidence(folder: Path) -> Iterator[tuple[str, str, bytes]]:
     lines = (folder / "e.jsonl").read_bytes().rstrip().split(b"\n")
     yield "transcript", "inside", b"\n".join([*lines[:2], json.dumps(seen).encode(), *lines[2:]])
     yield "report", "sound", report.to_json().encode()
+    line = adjust(line_of(report, "a.onnx", "00" * 32, "settings"), 0.1, 3, BONFERRONI)
+    yield "scan", "sound", dumped(line) * 2
     yield "commitment", "sound", to_text(commit_to(folder / "own.oab", "2026-01-31")).encode()
     yield "opening", "sound", to_text(opening_to(folder / "own.oab", [3])).encode()
     signed = {"payload": base64.b64encode(b"{}").decode(), "payloadType": "application/vnd.onnxaudit.commitment+json"}
