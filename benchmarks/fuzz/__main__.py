@@ -41,7 +41,7 @@ def run(name: str, seconds: int) -> tuple[int, int, bool]:
     runs = [int(found) for found in re.findall(r"^#(\d+)", done.stderr, re.MULTILINE)]
     reached = [int(found) for found in re.findall(r"cov: (\d+)", done.stderr)]
     if done.returncode:
-        print(done.stderr[-3000:], file=sys.stderr)
+        print(done.stdout[-3000:], done.stderr[-3000:], file=sys.stderr)
     return max(runs, default=0), max(reached, default=0), done.returncode != 0
 
 
