@@ -27,8 +27,8 @@ def linear_weights() -> NDArray[np.float32]:
 def copy_of_victim(path: Path) -> Path:
     """The victim fine-tuned a little, as an ONNX file."""
     weights = linear_weights()
-    noise = np.random.default_rng(6).normal(size=weights.shape).astype(np.float32)
-    return save_linear(path, weights=weights + noise / 10, size=SHAPE[0])
+    noise = np.random.default_rng(6).normal(size=weights.shape) / 10
+    return save_linear(path, CLASSES, weights=(weights + noise).astype(np.float32), size=SHAPE[0])
 
 
 def linear_bundle() -> QueryBundle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,5 +81,5 @@ def test_nginx_limits_rate_and_size_and_the_finding_stays_that_of_the_file(nginx
         assert suspect.card.max_batch is not None
         assert suspect.card.max_batch < 16  # 413: half as much, and again
         assert suspect.queries_sent > len(bundle.queries)  # what was refused with 413 or 429 was sent all the same
-    options = {"headers": {"Authorization": f"Bearer {KEY}"}, "dialect": "plain"}
+    options: dict[str, Any] = {"headers": {"Authorization": f"Bearer {KEY}"}, "dialect": "plain"}
     assert found(bundle, nginx, **options) == found(bundle, str(model))

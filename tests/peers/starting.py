@@ -122,7 +122,7 @@ def triton(model: Path, folder: Path) -> Iterator[str]:
     ports = [str(port) for port in free_ports(3)]
     origin = f"http://127.0.0.1:{ports[0]}"
     libraries = {"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR"))}
-    command = [python, RECIPES / "triton" / "serve.py", model, *ports]
+    command: list[str | Path] = [python, RECIPES / "triton" / "serve.py", model, *ports]
     with started(command, f"{origin}/v2/models/suspect/ready", folder, libraries):
         yield origin
 
@@ -137,7 +137,17 @@ def mlflow(model: Path, folder: Path) -> Iterator[str]:
     save = [str(bin_folder / "python"), str(RECIPES / "mlflow" / "save.py"), str(model), str(folder / "model")]
     done = subprocess.run(save, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    command = [bin_folder / "mlflow", "models", "serve", "-m", folder / "model", "--env-manager", "local", "-h", "127.0.0.1"]
+    command: list[str | Path] = [
+        bin_folder / "mlflow",
+        "models",
+        "serve",
+        "-m",
+        folder / "model",
+        "--env-manager",
+        "local",
+        "-h",
+        "127.0.0.1",
+    ]
     with started([*command, "-p", str(port)], f"{origin}/ping", folder, variables):
         yield origin
 
@@ -150,7 +160,7 @@ def bentoml(model: Path, folder: Path) -> Iterator[str]:
     origin = f"http://127.0.0.1:{port}"
     shutil.copy(RECIPES / "bentoml" / "service.py", folder)
     variables = {"DO_NOT_TRACK": "1", "PEER_MODEL": str(model), "BENTOML_HOME": str(folder / "home")}
-    command = [program, "serve", "service:Suspect", "--host", "127.0.0.1", "--port", str(port)]
+    command: list[str | Path] = [program, "serve", "service:Suspect", "--host", "127.0.0.1", "--port", str(port)]
     with started(command, f"{origin}/readyz", folder, variables):
         yield origin
 
@@ -180,7 +190,15 @@ def torchserve(model: Path, folder: Path) -> Iterator[str]:
     archive[0] = str(bin_folder / archive[0])
     done = subprocess.run(archive, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    command = [bin_folder / "torchserve", "--start", "--foreground", "--ncs", "--model-store", "store", "--disable-token-auth"]
+    command: list[str | Path] = [
+        bin_folder / "torchserve",
+        "--start",
+        "--foreground",
+        "--ncs",
+        "--model-store",
+        "store",
+        "--disable-token-auth",
+    ]
     command += ["--models", "suspect=suspect.mar", "--ts-config", "config.properties"]
     with started(command, f"{origin}/ping", folder, variables):
         yield origin

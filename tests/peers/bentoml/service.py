@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 
 
-@bentoml.service(workers=1, traffic={"timeout": 30})  # type: ignore[untyped-decorator]
+@bentoml.service(workers=1, traffic={"timeout": 30})
 class Suspect:
     """Rows to rows."""
 
@@ -15,7 +15,7 @@ class Suspect:
         self._session = ort.InferenceSession(os.environ["PEER_MODEL"], providers=["CPUExecutionProvider"])
 
     @bentoml.api  # type: ignore[untyped-decorator]
-    def predict(self, input: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def predict(self, input: np.ndarray) -> np.ndarray:
         """The first output of the graph."""
-        scores: np.ndarray = self._session.run(None, {self._session.get_inputs()[0].name: input.astype(np.float32)})[0]  # type: ignore[type-arg]
+        scores: np.ndarray = self._session.run(None, {self._session.get_inputs()[0].name: input.astype(np.float32)})[0]
         return scores

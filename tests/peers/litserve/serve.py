@@ -23,7 +23,7 @@ class Classifier(litserve.LitAPI):  # type: ignore[misc]
         if self.mode != "hf":
             rows = np.asarray(request["input"], np.float32)
             return rows[:1] if self.mode == "label" else rows, 0
-        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(request["inputs"]))), np.float32) / 255
+        pixels: Any = np.asarray(Image.open(io.BytesIO(base64.b64decode(request["inputs"]))), np.float32) / 255
         rows = pixels[None, None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)[None]
         return rows, request.get("parameters", {}).get("top_k", 5)
 
