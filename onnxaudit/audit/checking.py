@@ -184,7 +184,7 @@ def _interview(
         wired = wire(bundle, suspect, options.budget, transcript, progress) if _mends(options) else None
         if wired:
             suspect = wired.suspect
-            budget = wired.budget_left(budget)
+            budget = wired.budget_left(budget, order, transcript)
         inside = look_inside(bundle, suspect.inside)
         if transcript:
             transcript.show(inside)

@@ -37,21 +37,16 @@ class Rewired(Suspect):
         count: int = getattr(self._suspect, "queries_sent", self._sent)
         return count
 
-    @property
-    def unused(self) -> int:
-        """Queries whose answers are known and were not needed yet."""
-        return len(self._known)
-
     def forget(self) -> int:
         """Forget what was not needed by heart, and say how much that was: from now on everything is asked."""
         left = len(self._known)
         self._known.clear()
         return left
 
-    def learn(self, queries: Queries, answers: Answers) -> None:
-        """Keep what the wrapped suspect answered under this wiring, to be given once."""
-        for place, query in enumerate(queries):
-            self._known[query.tobytes()] = answers.take(np.array([place]))
+    def learn(self, query: Queries, answer: Answers) -> bool:
+        """Keep what the wrapped suspect answered to one query under this wiring, to be given once; False if it is known."""
+        key = query.tobytes()
+        return key not in self._known and self._known.setdefault(key, answer) is answer
 
     def rewire(self, spec: InputSpec) -> None:
         """Have the wrapped suspect encode queries so."""

@@ -46,21 +46,25 @@ class Searched:
 class Wired:
     """A suspect as it is to be asked. asked: queries that the search cost in this run.
 
-    known: how many answers the suspect has by heart, because the search was given them under the wiring that was chosen.
+    known: rows whose answers the suspect has by heart, because the search was given them under the wiring that was chosen.
     """
 
     suspect: Rewired
     searched: Searched
     asked: int
-    known: int
+    known: NDArray[np.int64]
 
-    def budget_left(self, budget: int | None) -> int | None:
-        """What is left of a budget, in queries that may be put to the suspect: those it knows by heart cost nothing."""
-        return None if budget is None else budget - self.asked + self.known
+    def budget_left(self, budget: int | None, order: NDArray[np.int64], transcript: Transcript | None) -> int | None:
+        """How many more rows may be asked in this order with a budget of queries: those known by heart cost nothing."""
+        if budget is None:
+            return None
+        kept = [row for rows, _ in transcript.kept for row in rows.tolist()] if transcript else []
+        costs = np.cumsum(~np.isin(order[~np.isin(order, kept)], self.known))
+        return int(np.searchsorted(costs, budget - self.asked, side="right"))
 
     def settled(self, result: Interview) -> Interview:
         """What came of asking, where queries of the search are no failures. What was not needed by heart is forgotten."""
-        used = self.known - self.suspect.forget()
+        used = len(self.known) - self.suspect.forget()
         return dataclasses.replace(result, failed=result.failed - self.asked + used)
 
 
@@ -90,12 +94,14 @@ def wire(bundle: QueryBundle, suspect: Suspect, budget: int | None, transcript: 
     suspect.rewire(chosen.spec)
     rewired = Rewired(suspect, chosen, choice.labels, asker.asked)
     kept = {row for rows, _ in transcript.kept for row in rows.tolist()} if transcript else set()
+    known: list[int] = []
     for probe in [*probes, *asker.probes]:
         if probe.answers is not None and (probe.spec, probe.fit) == (chosen.spec, chosen.fit):
-            new = np.array([place for place, row in enumerate(probe.rows.tolist()) if row not in kept], np.int64)
-            rewired.learn(bundle.queries[probe.rows[new]], probe.answers.take(new))
+            for place, row in enumerate(probe.rows.tolist()):
+                if row not in kept and rewired.learn(bundle.queries[row], probe.answers.take(np.array([place]))):
+                    known.append(row)
     queries = spent + sum(len(probe.rows) for probe in asker.probes)
-    return Wired(rewired, Searched(choice, queries, chosen.spec), asker.asked, rewired.unused)
+    return Wired(rewired, Searched(choice, queries, chosen.spec), asker.asked, np.array(known, np.int64))
 
 
 class _Asker:

@@ -82,6 +82,8 @@ turned: rows and columns exchanged. planes: for a model of vectors, that channel
 """
 
 
+REFUSED_ONLY = 20.0
+"""Log odds against what is only tried where all else is refused."""
 RESIZING = ("", "nearest", "resized and cropped", "padded", "cropped")
 """Fits that bring images to another size, "" among them, for that is what ``InputSpec`` does."""
 AS_IT_WAS = "as it was"
@@ -120,6 +122,8 @@ def wirings(now: InputSpec, images: tuple[int, ...]) -> list[Wiring]:
             turned = spec.mean[::-1] if channels[1] != now.channels and spec.scale == 1.0 and len(spec.mean) == 3 else spec.mean
             wired = dataclasses.replace(spec, layout=layout[1] or spec.layout, channels=channels[1], mean=turned)
             against = sum(_against(part) for part in (scaling, layout, channels, fit)) + 0.3 * (len(parts) - 1)
+            if layout[0] and now.shape[2] == 1:
+                against += REFUSED_ONLY  # one channel is the same numbers in either layout: it helps if the other is refused
             found.append(Wiring(wired, str(fit[1]), ", ".join(parts), against))
     return [found[0], *sorted(found[1:], key=lambda wiring: wiring.penalty)]
 
