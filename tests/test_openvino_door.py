@@ -69,7 +69,7 @@ def test_it_answers_as_onnx_runtime_does(tmp_path: Path, model: Path) -> None:
     with opened(model) as one, opened(tmp_path / "m.onnx") as other:
         assert_same(one.ask(QUERIES), other.ask(QUERIES), 1e-5)
         assert (one.card.kind, one.card.input, one.card.batch) == ("openvino", other.card.input, other.card.batch)
-        assert one.card.runtime["openvino"] == openvino.__version__
+        assert openvino.__version__.startswith(one.card.runtime["openvino"])
         assert {f"external:{name}": f"sha256:{digest}" for name, digest in weights_beside(b"", model).items()}.items() <= (
             one.card.runtime.items()
         )

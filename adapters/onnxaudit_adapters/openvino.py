@@ -69,7 +69,7 @@ def open_openvino(target: Target) -> OpenvinoSuspect:
         hashlib.sha256(xml).hexdigest(),
         signature.batch,
         signature.max_batch,
-        {"openvino": openvino.__version__, "device": "CPU", **beside},
+        {"openvino": openvino.__version__.partition("-")[0], "device": "CPU", **beside},
     )
     wanted = target.options.get("output_name")
     return OpenvinoSuspect(compiled, card, signature, class_names_of(target.options), None if wanted is None else str(wanted))
