@@ -213,6 +213,10 @@ def test_errors_are_those_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"\x08\x07\x12\x00nonsense")
     with pytest.raises(ArtefactError, match=r"m\.onnx cannot be run as an ONNX model"):
         open_confined(Target(str(tmp_path / "m.onnx"), InputSpec(SHAPE)), Limits())
+    with (tmp_path / "m.onnx").open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ArtefactError, match="more bytes than a model has"):
+        open_confined(Target(str(tmp_path / "m.onnx"), InputSpec(SHAPE)), Limits())
     for source in ("https://example.com/m.onnx", str(tmp_path / "gone.onnx")):
         with pytest.raises(UsageError):
             open_confined(Target(source, InputSpec(SHAPE)), Limits())

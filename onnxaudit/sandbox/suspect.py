@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
+from onnxaudit.archives import MAX_UNPACKED
 from onnxaudit.decode import decode
 from onnxaudit.errors import ArtefactError, OnnxauditError, SuspectError, UsageError
 from onnxaudit.registry import kind_of
@@ -179,6 +180,8 @@ def _may_need_others(path: Path) -> bool:
 
 def _sha256(path: Path) -> str:
     try:
+        if path.stat().st_size > MAX_UNPACKED:
+            raise ArtefactError(f"{path.name} has more bytes than a model has", "It is not safe to open.")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
