@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 from onnxaudit.bundle import load
 from onnxaudit.errors import ArtefactError, OnnxauditError
 from onnxaudit.evidence.merkle import root_by
-from onnxaudit.registry import open_suspect
+from onnxaudit.registry import open_suspect, read_target_file
 from onnxaudit.report.contents import contents
 from onnxaudit.suspect import InputSpec, Target
 from onnxaudit.transcript import Record
@@ -129,7 +129,7 @@ import onnxruntime, onnxaudit_adapters.onnx, onnxaudit_adapters.external, onnx, 
 from onnxaudit.bundle import load
 from onnxaudit.craft.data import load_data
 from onnxaudit.errors import OnnxauditError
-from onnxaudit.registry import open_suspect
+from onnxaudit.registry import open_suspect, read_target_file
 from onnxaudit.suspect import InputSpec, Target
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
@@ -329,3 +329,22 @@ def test_operators_from_elsewhere_are_not_loaded(tmp_path: Path) -> None:
 def test_input_specs_have_bounds() -> None:
     assert InputSpec((4096, 4096, 3)).problem() is None
     assert "more than" in str(InputSpec((2**14, 2**14, 3)).problem())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"9" * 4090, "is not TOML"),
+        (b"a=" + b"9" * 4094, "is not known"),
+        (b"a" + b".a" * 20_000 + b" = 1", "a line of more than 4096 bytes"),
+        (b"a = 1\n" * 20_000, "larger than a target file can be"),
+        (b'url = "http://x"\ndialect = "plain"\nlabels = "a\\u0000b"', "labels has to be a file in the folder"),
+        (b'url = "http://x"\ndialect = "plain"\nlabels = "../names"', "labels has to be a file in the folder"),
+        (b"a = " + b"[" * 4000, "is not TOML"),
+        (b"\xff\xfe", "is not TOML"),
+    ],
+)
+def test_a_hostile_target_file(tmp_path: Path, text: bytes, words: str) -> None:
+    (tmp_path / "t.toml").write_bytes(text)
+    with pytest.raises(OnnxauditError, match=words):
+        read_target_file(tmp_path / "t.toml", {})
