@@ -70,7 +70,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """A recipe file's tables, on top of those of its ``base``. above: the files that build on this one."""
     try:
         value = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOML's own are ValueErrors, and so is a number of 5000 digits
         raise ArtefactError(f"{path.name} is not valid TOML: {error}") from None
     unknown = set(value) - {"base", *TABLES, *LISTS, *SCALES}
     if unknown:
