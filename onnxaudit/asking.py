@@ -18,13 +18,13 @@ from onnxaudit.suspect import Queries, Suspect
 
 BATCH = 128
 """Queries asked and recorded together at most; a suspect may want fewer."""
-AHEAD = 4
-"""Batches a lane that may be asked before the answers to the first missing one: a request that hangs does not stop the others."""
+AHEAD = 1024
+"""Batches that may be asked after the first missing one: a request that hangs until its time is up does not stop the others."""
 GRACE = 2.0
 """Seconds that replies on their way still have when the user interrupts."""
 
-Keep: TypeAlias = Callable[[NDArray[np.int64], Answers], None]
-"""Takes rows and their answers, to record them for good."""
+Keep: TypeAlias = Callable[[NDArray[np.int64], Answers, bool], None]
+"""Takes rows and their answers, to record them for good; True: no more follow at once."""
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ def ask_at_once(
     the first row.
     """
     work = _Work(rows, proven)
-    ahead = width * AHEAD if width > 1 else 1
+    ahead = AHEAD if width > 1 else 1
     threads = [
         threading.Thread(target=_lane, args=(work, suspect, queries, ahead, keep, early), daemon=True) for _ in range(width)
     ]
@@ -143,8 +143,10 @@ def _arrived(work: _Work, place: int, rows: NDArray[np.int64], answers: Answers,
                 early.put(rows, answers)
             return
         while work.head in work.waiting:
-            keep(*work.waiting[work.head])
-            work.head += len(work.waiting.pop(work.head)[0])
+            rows, answers = work.waiting[work.head]
+            keep(rows, answers, work.head + len(rows) not in work.waiting)
+            del work.waiting[work.head]
+            work.head += len(rows)
             work.proven = True
         if early and not work.waiting:
             early.clear()
@@ -156,6 +158,7 @@ def _flush(work: _Work, keep: Keep, early: Early | None) -> None:
     with work.change:
         work.closed = True
         for place in sorted(work.waiting):
-            keep(*work.waiting.pop(place))
+            keep(*work.waiting[place], True)
+            del work.waiting[place]
         if early:
             early.clear()

@@ -40,12 +40,12 @@ class Early:
             yield from_entry(entry, where)
 
     def put(self, rows: NDArray[np.int64], answers: Answers) -> None:
-        """Append one batch and force it to disk."""
+        """Append one batch: a kill does not lose it. What a power cut may lose of it is asked again."""
         try:
             if self._descriptor is None:
                 self._descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o644)
             entry = {"rows": rows.tolist(), **to_entry(answers), "of": self._of}
-            write_whole(self._descriptor, (canonical({**entry, "digest": _digest(entry)}) + "\n").encode())
+            write_whole(self._descriptor, (canonical({**entry, "digest": _digest(entry)}) + "\n").encode(), sync=False)
         except OSError as error:
             hint = "What was answered before is kept. Make room, and go on with --resume."
             raise UsageError(f"{self.path} cannot be written: {error.strerror}", hint) from None

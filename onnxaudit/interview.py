@@ -68,10 +68,10 @@ def interview(
     left = len(todo) if budget is None else min(len(todo), budget)
     done = 0
 
-    def keep(rows: NDArray[np.int64], answers: Answers) -> None:
+    def keep(rows: NDArray[np.int64], answers: Answers, last: bool = True) -> None:
         nonlocal done
         if transcript:
-            transcript.record(rows, answers)
+            transcript.record(rows, answers, sync=last)
         kept.append((rows, answers))
         done += len(rows)
         if progress:
@@ -131,7 +131,7 @@ def _ask(
             # no more than the suspect takes at once: each reply is recorded before the next is paid for
             size = min(BATCH, suspect.card.batch or suspect.card.max_batch or BATCH)
             for answers in suspect.parts(queries[rows[start : start + size]]):
-                keep(rows[start : start + len(answers)], answers)
+                keep(rows[start : start + len(answers)], answers, True)
                 start += len(answers)
     except BudgetSpent:
         return False

@@ -148,13 +148,20 @@ class Transcript:
                 raise UsageError(f"{self.path.name} is of another bundle or suspect", "Give --evidence another name.")
             yield text + b"\n"
 
+    @property
+    def unfinished(self) -> int:
+        """Answers that the runs got which did not come to their end, if the last one did not: what going on goes on with."""
+        runs = self._record.runs
+        first = len(runs) - next((i for i, run in enumerate(reversed(runs)) if run.sent is not None), len(runs))
+        return sum(len(rows) for rows, _ in self.kept) - runs[first].known if first < len(runs) else 0
+
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Note that a check begins, and what it was called with that may be otherwise in the next one on this transcript."""
         self._write({"run": dict(facts)})
 
-    def record(self, rows: NDArray[np.int64], answers: Answers) -> None:
-        """Append one batch and force it to disk."""
-        self._write({"rows": rows.tolist(), **to_entry(answers)})
+    def record(self, rows: NDArray[np.int64], answers: Answers, *, sync: bool = True) -> None:
+        """Append one batch and force it to disk. sync False: more follow at once, the last of which forces all."""
+        self._write({"rows": rows.tolist(), **to_entry(answers)}, sync=sync)
 
     def probe(self, probe: Probe) -> None:
         """Append what the search for a wiring asked, and was told, before it asks on."""
@@ -192,10 +199,10 @@ class Transcript:
         """Note that all was asked, and how many queries that took, retries included."""
         self._write({"sent": sent, "failed": failed})
 
-    def _write(self, entry: dict[str, Any]) -> None:
+    def _write(self, entry: dict[str, Any], *, sync: bool = True) -> None:
         line = (canonical({**entry, "previous": self._previous}) + "\n").encode()
         try:
-            write_whole(self._descriptor, line)
+            write_whole(self._descriptor, line, sync=sync)
         except OSError as error:
             hint = "What was answered before is kept. Make room, and go on with --resume."
             raise UsageError(f"{self.path} cannot be written: {error.strerror}", hint) from None
@@ -211,14 +218,15 @@ class Transcript:
         os.close(self._descriptor)
 
 
-def write_whole(descriptor: int, line: bytes) -> None:
-    """Append a line and force it to disk; where there is no room for it, leave none of it behind. Raises OSError."""
+def write_whole(descriptor: int, line: bytes, *, sync: bool = True) -> None:
+    """Append a line and, with sync, force it to disk; where there is no room for it, leave none of it behind. Raises OSError."""
     begin = os.lseek(descriptor, 0, os.SEEK_END)
     try:
         rest = memoryview(line)
         while rest:
             rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
+        if sync:
+            os.fsync(descriptor)
     except OSError:
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, begin)

@@ -141,7 +141,7 @@ def killed_everywhere(
     killer: Killer, server: Server, folder: Path, concurrency: int
 ) -> Iterator[tuple[list[int], Counter[int], Any]]:
     """For each moment: rows on disk when it was killed, how often each was asked after that, and the report in the end."""
-    for moment in range(1, 200):
+    for moment in range(1, 200, 1 if concurrency == 1 else 2):
         evidence = folder / f"{concurrency}-{moment}.jsonl"
         server.places = set()
         if killer.run(evidence, concurrency, moment) is not None:
@@ -175,6 +175,25 @@ def test_killed_at_any_moment_nothing_answered_is_asked_again_and_the_report_is_
             killer.close()
     assert moments > 20
     assert bool(early) == (concurrency > 1)  # with several at once some answers were kept before those that they follow
+
+
+def test_a_budget_holds_over_a_kill_as_if_there_had_been_none(folder: Path, bundle: Any, concurrency: int) -> None:
+    server = Server(bundle, late=concurrency > 1)
+    with served(server.script) as base:
+        killer = Killer(folder, base + PATH)
+        try:
+            whole = found(killer.run(folder / f"budget-{concurrency}.jsonl", concurrency, run="whole", budget=64))
+            assert server.asked("whole").total() == 64
+            for moment in (7, 12, 14, 16):
+                evidence = folder / f"budget-{concurrency}-{moment}.jsonl"
+                server.places = set()
+                assert killer.run(evidence, concurrency, moment, budget=64) is None
+                kept = recorded(evidence)
+                server.places = set()
+                assert found(killer.run(evidence, concurrency, run=f"again {moment}", budget=64)) == whole
+                assert len(kept) + server.asked(f"again {moment}").total() <= 64
+        finally:
+            killer.close()
 
 
 def test_several_at_once_keep_the_order_whatever_order_replies_come_in(folder: Path, bundle: Any) -> None:

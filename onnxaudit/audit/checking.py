@@ -28,6 +28,7 @@ from onnxaudit.audit.once import once
 from onnxaudit.audit.progress import Progress
 from onnxaudit.audit.wiring import Searched, explained, wire
 from onnxaudit.bundle import QueryBundle
+from onnxaudit.early import recover
 from onnxaudit.errors import BudgetSpent, UsageError
 from onnxaudit.interview import Interview, interview
 from onnxaudit.report.model import Report
@@ -172,15 +173,19 @@ def _interview(
     transcript = None
     if options.evidence:
         transcript = Transcript(options.evidence, _header(bundle, suspect.card, options), resume=options.resume)
-    repeat = _repeats(options, len(order))
-    repeat = max(repeat, REPEATS) if transcript and transcript.kept else repeat
+    reserve = repeat = _repeats(options, len(order))
     try:
         if transcript:
+            recover(transcript)
+            repeat = max(repeat, REPEATS) if transcript.kept else repeat
+            reserve = reserve if transcript.unfinished else repeat  # gone on with, it asks what it would have asked at once
+            if options.budget is not None:
+                options = dataclasses.replace(options, budget=max(0, options.budget - transcript.unfinished))
             _begin(transcript, bundle, suspect.card, options)
         report = progress.task("asking the suspect", len(order))
         budget = options.budget
-        if budget is not None and budget > repeat:
-            budget -= repeat  # kept for asking some twice
+        if budget is not None and budget > reserve:
+            budget -= reserve  # kept for asking some twice
         wired = wire(bundle, suspect, options.budget, transcript, progress) if _mends(options) else None
         if wired:
             suspect = wired.suspect
