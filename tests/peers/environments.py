@@ -26,6 +26,7 @@ PINS: dict[str, tuple[str, ...]] = {
         "torch-model-archiver==0.12.0",
         "torch==2.13.0+cpu",
         "setuptools<81",
+        "pyyaml",
         "pillow",
         _RUNTIME,
     ),
