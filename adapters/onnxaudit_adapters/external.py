@@ -62,7 +62,11 @@ def _inside(place: str, path: Path) -> Path:
     resolved = None if unsafe else (folder / place).resolve()
     if resolved is None or not resolved.is_relative_to(folder):
         raise ArtefactError(f"{path.name} keeps weights outside its own folder ({place[:80]!r})", "It is not safe to open.")
-    if not resolved.is_file():
+    try:
+        there = resolved.is_file()
+    except OSError:  # a name longer than names can be
+        there = False
+    if not there:
         raise ArtefactError(f"{path.name} keeps weights in {place[:80]!r}, which is not there", "Put the file beside the model.")
     if resolved.stat().st_size > MAX_UNPACKED:
         raise ArtefactError(f"{path.name} keeps weights in {place[:80]!r}, which is too large", "It is not safe to open.")

@@ -74,18 +74,28 @@ def load_zoo(path: Path) -> list[ZooEntry]:
             raise ArtefactError(
                 f"{path.name}[{number}]: {entry.file[:80]!r} leads out of the manifest's folder", "Keep models in it."
             )
-        if not file.is_file():
+        if not _is_file(file):
             raise UsageError(f"{path.name}[{number}]: {entry.file} is not there", "Files are relative to the manifest.")
         found.append(dataclasses.replace(entry, file=str(file)))
     _check_distinct(found, path.name)
     return found
 
 
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name longer than names can be
+        return False
+
+
 def _inside(file: str, folder: Path) -> bool:
     """Whether a file lies in a folder, links followed; a manifest may come from anyone, and its models are opened."""
     if not file or "\0" in file or PureWindowsPath(file).anchor or ".." in PureWindowsPath(file).parts:
         return False
-    return (folder / file).resolve().is_relative_to(folder.resolve())
+    try:
+        return (folder / file).resolve().is_relative_to(folder.resolve())
+    except ValueError:  # a name that no file can have
+        return False
 
 
 def _check_distinct(entries: list[ZooEntry], where: str) -> None:
