@@ -212,7 +212,7 @@ def test_a_bundle_with_half_a_character(tmp_path: Path, escape: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["../secret.onnx", "a/../../secret.onnx", "..\\secret.onnx", "C:secret.onnx", "", "link.onnx", "x\0y"]
+    "file", ["../secret.onnx", "a/../../secret.onnx", "..\\secret.onnx", "C:secret.onnx", "", "link.onnx", "x\0y", "\ud800"]
 )
 @pytest.mark.parametrize("absolute", [False, True])
 def test_a_zoo_manifest_stays_in_its_folder(tmp_path: Path, file: str, absolute: bool) -> None:
@@ -223,6 +223,15 @@ def test_a_zoo_manifest_stays_in_its_folder(tmp_path: Path, file: str, absolute:
     (tmp_path / "zoo/zoo.json").write_text(json.dumps([entry]))
     with pytest.raises(ArtefactError, match="leads out of the manifest's folder"):
         load_zoo(tmp_path / "zoo/zoo.json")
+
+
+def test_names_longer_than_names_can_be(tmp_path: Path) -> None:
+    (tmp_path / "zoo.json").write_text(json.dumps([{"file": "x" * 5000, "kind": "positive"}]))
+    with pytest.raises(UsageError, match="is not there"):
+        load_zoo(tmp_path / "zoo.json")
+    _external(tmp_path / "m.onnx", location="x" * 5000)
+    with pytest.raises(ArtefactError, match="is not there"):
+        open_suspect(Target(str(tmp_path / "m.onnx"), SPEC, 4, device="cpu"))
 
 
 def test_a_large_zoo_manifest(tmp_path: Path) -> None:
