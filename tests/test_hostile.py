@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxaudit.bundle import load
-from onnxaudit.errors import ArtefactError, OnnxauditError
+from onnxaudit.errors import ArtefactError, OnnxauditError, UsageError
 from onnxaudit.evidence.merkle import root_by
 from onnxaudit.registry import open_suspect, read_target_file
 from onnxaudit.report.contents import contents
