@@ -120,6 +120,7 @@ class SuspectCard:
     """What is known of a suspect before it is asked.
 
     source: path, URL or module:function. batch: the only batch size that it takes, if fixed. max_batch: the largest.
+    class_names: what it calls its classes, in its order, where its file says so.
     """
 
     source: str
@@ -130,6 +131,7 @@ class SuspectCard:
     batch: int | None = None
     max_batch: int | None = None
     runtime: Mapping[str, str] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

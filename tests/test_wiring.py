@@ -20,8 +20,10 @@ from onnxaudit.audit.judging.controls import easy_controls
 from onnxaudit.audit.progress import Silent
 from onnxaudit.audit.rewired import Rewired, renamed
 from onnxaudit.audit.running import run_check
+from onnxaudit.audit.verifying.records import read_transcript
+from onnxaudit.audit.verifying.replaying import replay
 from onnxaudit.audit.verifying.verifying import VerifyOptions, verify_file
-from onnxaudit.audit.wiring import control_rows, search_of, wire
+from onnxaudit.audit.wiring import control_rows, order_by_names, search_of, wire
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import ArtefactError, SuspectError
 from onnxaudit.evidence.labelling import best_labelling
@@ -31,6 +33,7 @@ from onnxaudit.registry import open_suspect, reduce_access
 from onnxaudit.report.model import Report
 from onnxaudit.suspect import InputSpec, Queries, Suspect, SuspectCard, Target
 from onnxaudit_adapters.http.loopback import serve_onnx
+from onnxaudit_adapters.naming import named_in
 from tests.bundles import Recorded, save_linear
 from tests.conftest import ZOO
 from tests.simulated import POOL
@@ -133,6 +136,31 @@ def test_a_copy_that_is_wired_wrong_is_found_as_if_it_were_wired_right(
     assert (report.finding, right.finding) == ("derived", "derived")
     assert (report.p_value, report.controls.agreement) == (right.p_value, 1.0)
     assert any("--autofix wired the suspect otherwise" in condition for condition in report.conditions)
+
+
+@pytest.mark.parametrize("lies", [False, True])
+def test_names_in_the_file_say_the_order_and_controls_say_whether_they_do(
+    crafted: QueryBundle, tmp_path: Path, lies: bool
+) -> None:
+    names = crafted.manifest.class_names
+    path, evidence = wanting(tmp_path, Meant("named", PLAIN, labels=() if lies else SHUFFLED)), tmp_path / "e.jsonl"
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {"names": str({number: names[label].upper() for number, label in enumerate(SHUFFLED)})})
+    onnx.save(model, path)
+    report = fixed(suspect_of(path, crafted, Access.LABEL), crafted, evidence=evidence, access="label")
+    assert tuple(found(report)["labels"]) == (() if lies else SHUFFLED)
+    assert found(report)["queries"] == (found(report)["queries"] if lies else 10)  # names are believed as soon as controls agree
+    assert report.finding == "derived"
+    assert replay(crafted, read_transcript(evidence, None)[0], "e.jsonl").wiring == report.wiring
+
+
+def test_names_are_an_order_or_nothing() -> None:
+    assert order_by_names(("b", " A"), ("a", "B")) == (1, 0)
+    assert order_by_names(("a", "b"), ("a", "b")) == order_by_names(("a", "c"), ("a", "b")) == order_by_names((), ("a",)) == ()
+    assert named_in({"names": "{0: 'x', 1: 'y'}"}) == named_in({"id2label": '{"1": "y", "0": "x"}'}) == ("x", "y")
+    assert named_in({"classes": '["x", "y"]'}) == ("x", "y")
+    for text in ("x,y", "{1: 'x'}", "[1, 2]", "['x', 'x']", "(" * 5000, "__import__('os')", ""):
+        assert named_in({"names": text}) == ()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from onnxaudit.errors import ArtefactError, SuspectError, UsageError
 from onnxaudit.suspect import Queries, Suspect, SuspectCard, Target
 from onnxaudit_adapters.devices import cuda_failed, wants_cuda
 from onnxaudit_adapters.external import MAY_HAVE, external_files
+from onnxaudit_adapters.naming import named_in
 from onnxaudit_adapters.outputs import choose, class_names_of, read_output
 from onnxaudit_adapters.processor import int8_instructions
 from onnxaudit_adapters.signature import Signature, read_signature
@@ -61,6 +62,7 @@ def open_onnx(target: Target) -> OnnxSuspect:
         # quantised on the fly with the range of the whole batch: an answer depends on its neighbours unless it has none
         max_batch=1 if b"DynamicQuantizeLinear" in data else signature.max_batch,
         runtime=runtime | {f"external:{name}": f"sha256:{digest}" for name, digest in external.items()},
+        class_names=named_in(session.get_modelmeta().custom_metadata_map),
     )
     output = str(wanted) if wanted is not None else names[0] if len(names) == 1 else None
     return OnnxSuspect(session, card, signature, given, output, class_names_of(target.options))

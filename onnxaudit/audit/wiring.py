@@ -18,7 +18,7 @@ from onnxaudit.answers import Answers
 from onnxaudit.audit.judging.controls import SANE, easy_controls, references_of
 from onnxaudit.audit.once import once
 from onnxaudit.audit.progress import Progress
-from onnxaudit.audit.rewired import Rewired
+from onnxaudit.audit.rewired import Rewired, renamed
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.decode import canonical
 from onnxaudit.errors import ArtefactError, BudgetSpent, OtherClasses, SuspectError
@@ -74,23 +74,23 @@ def wire(bundle: QueryBundle, suspect: Suspect, budget: int | None, transcript: 
     What the transcript holds of an earlier search is gone on with, and nothing of it is asked again. Raises what the suspect
     raises if it takes its inputs under no wiring.
     """
-    before = suspect.card.input
+    before, named = suspect.card.input, order_by_names(suspect.card.class_names, bundle.manifest.class_names)
     search, probes = search_of(bundle, before), list(transcript.probes) if transcript else []
-    retell(search, probes, bundle)
-    asker = _Asker(bundle, suspect, search, transcript)
+    retell(search, probes, bundle, named)
+    asker = _Asker(bundle, suspect, search, transcript, named)
     spent = sum(len(probe.rows) for probe in probes)
     if transcript is None or transcript.wired is None:
         if search.hopeless:
             progress.note("--autofix: there are too few easy control queries to find a wiring by; nothing was tried")
         else:
             asker.go_on(MOST if budget is None else min(MOST, budget // 2), spent)
-    choice = search.choice()
+    choice = _in_own_names(search.choice(), named)
     asker.check_taken(choice)
     chosen = choice.wiring or Wiring(before)
     if transcript and transcript.wired is None:
-        transcript.settle(_closing(chosen, choice))
+        transcript.settle(_closing(chosen, choice, named))
     elif transcript:
-        _check_closing(transcript.wired, chosen, choice)
+        _check_closing(transcript.wired, chosen, choice, named)
     suspect.rewire(chosen.spec)
     rewired = Rewired(suspect, chosen, choice.labels, asker.asked)
     kept = {row for rows, _ in transcript.kept for row in rows.tolist()} if transcript else set()
@@ -113,8 +113,10 @@ class _Asker:
         suspect: Suspect,
         search: WiringSearch,
         transcript: Transcript | None,
+        named: tuple[int, ...],
     ) -> None:
         self._bundle, self._suspect, self._search, self._transcript = bundle, suspect, search, transcript
+        self._named = named
         self._rows = control_rows(bundle)
         self._refusal: SuspectError | None = None
         self.asked = 0
@@ -149,7 +151,7 @@ class _Asker:
             self._keep(Probe(wiring.spec, wiring.fit, rows, None))
             return self._search.refuse(question)
         self._keep(Probe(wiring.spec, wiring.fit, rows, answers))
-        self._search.tell(question, answers)
+        self._search.tell(question, renamed(answers, self._named))
         return True
 
     def _keep(self, probe: Probe) -> None:
@@ -180,7 +182,23 @@ def search_of(bundle: QueryBundle, now: InputSpec) -> WiringSearch:
     return WiringSearch(wirings(now, bundle.queries.shape[1:]), truth, bundle.manifest.victim.num_classes)
 
 
-def retell(search: WiringSearch, probes: Sequence[Probe], bundle: QueryBundle) -> None:
+def order_by_names(said: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
+    """For each of the suspect's labels the victim's class of that name; () where names do not say it, or it is the same."""
+    own, victims = ([name.strip().casefold() for name in names] for names in (said, known))
+    if sorted(own) != sorted(victims) or len(set(own)) != len(own) or own == victims:
+        return ()
+    return tuple(victims.index(name) for name in own)
+
+
+def _in_own_names(choice: Choice, named: tuple[int, ...]) -> Choice:
+    """A choice that was made of answers under the victim's names, as it holds of the answers that the suspect gives."""
+    if not named or choice.wiring is None:
+        return choice
+    labels = tuple(choice.labels[label] if choice.labels else label for label in named)
+    return dataclasses.replace(choice, labels=() if labels == tuple(range(len(labels))) else labels)
+
+
+def retell(search: WiringSearch, probes: Sequence[Probe], bundle: QueryBundle, named: tuple[int, ...] = ()) -> None:
     """Tell a search what a transcript holds of one. Raises ArtefactError where that is not what it asks."""
     rows = control_rows(bundle)
     for probe in probes:
@@ -201,25 +219,39 @@ def retell(search: WiringSearch, probes: Sequence[Probe], bundle: QueryBundle) -
             or given.max(initial=0) >= bundle.manifest.victim.num_classes
         ):
             raise ArtefactError("the transcript's search for the wiring names a class that does not exist", "It was changed.")
-        search.tell(question, probe.answers)
+        search.tell(question, renamed(probe.answers, named))
 
 
 def searched_again(bundle: QueryBundle, before: InputSpec, probes: Sequence[Probe], wired: Mapping[str, Any] | None) -> Searched:
     """What a search came to, from what a transcript holds of it. Raises ArtefactError where that is not what it says."""
-    search = search_of(bundle, before)
-    retell(search, probes, bundle)
-    choice = search.choice()
+    search, named = search_of(bundle, before), _names_of(wired, bundle)
+    retell(search, probes, bundle, named)
+    choice = _in_own_names(search.choice(), named)
     chosen = choice.wiring or Wiring(before)
-    _check_closing(wired, chosen, choice)
+    _check_closing(wired, chosen, choice, named)
     return Searched(choice, sum(len(probe.rows) for probe in probes), chosen.spec)
 
 
-def _closing(wiring: Wiring, choice: Choice) -> dict[str, Any]:
-    return {"spec": dataclasses.asdict(wiring.spec), "fit": wiring.fit, "labels": list(choice.labels)}
+def _names_of(wired: Mapping[str, Any] | None, bundle: QueryBundle) -> tuple[int, ...]:
+    """The order of labels by names, as a transcript has it. Raises ArtefactError where it is none."""
+    named = (wired or {}).get("named", [])
+    classes = list(range(bundle.manifest.victim.num_classes))
+    if not isinstance(named, list) or not all(type(label) is int for label in named) or sorted(named) not in ([], classes):
+        raise ArtefactError("the transcript's wiring names classes that do not exist", "It was changed.")
+    return tuple(named)
 
 
-def _check_closing(wired: Mapping[str, Any] | None, chosen: Wiring, choice: Choice) -> None:
-    if canonical(wired) != canonical(_closing(chosen, choice)):
+def _closing(wiring: Wiring, choice: Choice, named: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "spec": dataclasses.asdict(wiring.spec),
+        "fit": wiring.fit,
+        "labels": list(choice.labels),
+        **({"named": list(named)} if named else {}),
+    }
+
+
+def _check_closing(wired: Mapping[str, Any] | None, chosen: Wiring, choice: Choice, named: tuple[int, ...]) -> None:
+    if canonical(wired) != canonical(_closing(chosen, choice, named)):
         raise ArtefactError("the transcript's wiring is not the one that its answers lead to", "It was changed.")
 
 
