@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types contracts unit bench clean
+.PHONY: demo test lint types contracts unit peers bench clean
 
 demo: $(STAMP)
 	@$(BIN)/onnxaudit demo
@@ -23,6 +23,11 @@ contracts: $(STAMP)
 
 unit: $(STAMP)
 	$(BIN)/pytest -n 2
+
+# Every real server that the HTTP dialects are tested with: installs them under .venv-peers (4 GB), runs their tests.
+peers: $(STAMP)
+	$(BIN)/python -m tests.peers.environments
+	$(BIN)/pytest -m peers
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -17,8 +17,6 @@ from onnxaudit.suspect import InputSpec, Target
 from onnxaudit_adapters.http import open_http
 from tests.mlserver_peer import running
 
-pytestmark = pytest.mark.peers
-
 SPEC = InputSpec((8, 8, 3))
 QUERIES = np.random.default_rng(3).integers(0, 256, (40, 8, 8, 3), np.uint8)
 

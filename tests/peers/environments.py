@@ -90,7 +90,12 @@ def _run(name: str, *command: str, folder: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    for peer in sys.argv[1:] or PINS:
+    missing = False
+    for peer in sys.argv[1:] or [*PINS, "nginx"]:
         print(f"{peer} ...", flush=True)
-        installed(peer)
-    nginx()
+        try:
+            nginx() if peer == "nginx" else installed(peer)
+        except CannotInstallError as error:
+            print(error)
+            missing = True
+    sys.exit(missing)
