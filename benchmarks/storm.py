@@ -46,8 +46,8 @@ WEIGHTS = (np.random.default_rng(0).integers(-99, 100, (WIDTH, CLASSES)) / 8).as
 PATH = "/v2/models/m"
 GIGABYTE = 2**30
 BOMB = gzip.compress(bytes(64 * 2**20))
-FAULTS = ("429", "429 retry-after", "500", "503", "hang", "cut", "truncated", "nan", "row less", "page")
-FAULTS += ("bomb", "bare bomb", "declared", "endless")
+BAD = ("429", "429 retry-after", "500", "503", "hang", "cut", "truncated", "nan", "row less", "page")
+FAULTS = (*BAD, "bomb", "bare bomb", "declared", "endless")
 
 
 def queries_of(n: int) -> NDArray[np.float32]:
