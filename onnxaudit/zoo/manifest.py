@@ -75,7 +75,7 @@ def load_zoo(path: Path) -> list[ZooEntry]:
                 f"{path.name}[{number}]: {entry.file[:80]!r} leads out of the manifest's folder", "Keep models in it."
             )
         if not _is_file(file):
-            raise UsageError(f"{path.name}[{number}]: {entry.file} is not there", "Files are relative to the manifest.")
+            raise UsageError(f"{path.name}[{number}]: {entry.file[:200]} is not there", "Files are relative to the manifest.")
         found.append(dataclasses.replace(entry, file=str(file)))
     _check_distinct(found, path.name)
     return found
