@@ -237,10 +237,10 @@ def _with_more_classes(source: Path, target: Path, more: int = 1) -> Path:
     return target
 
 
-def _run(*arguments: object, code: int) -> str:
+def _run(*arguments: object, code: int, cwd: Path | None = None) -> str:
     """Both streams of a command that ends with this code, without line breaks."""
     command = [sys.executable, "-m", "onnxaudit", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=cwd)
     assert done.returncode == code, done.stderr + done.stdout
     return " ".join((done.stdout + done.stderr).split())
 
@@ -314,3 +314,18 @@ def test_the_victim_under_other_names_is_no_reference(crafted_path: Path, others
     said = _run("check", innocent, "--bundle", crafted_path, "--references", folder, "--label-space", "unknown", code=0)
     assert "copy.onnx parts the queries as the victim does" in said
     assert "again.onnx is reference-000 again" in said
+
+
+def test_private_class_names_need_no_order(crafted_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "private_names.py").write_text(
+        "import onnxruntime\n"
+        f"session = onnxruntime.InferenceSession({str(ZOO / 'suspects/copy.onnx')!r})\n"
+        "taken = session.get_inputs()[0]\n"
+        "words = ['tarn', 'beck', 'fell', 'gill', 'pike', 'nook', 'howe', 'dale', 'crag', 'mere']\n"
+        "def predict(x):\n"
+        "    return [words[best] for best in session.run(None, {taken.name: x})[0].argmax(1)]\n"
+    )
+    given = ("check", "private_names:predict", "--bundle", crafted_path)
+    assert "--label-space unknown" in _run(*given, code=4, cwd=tmp_path)
+    said = _run(*given, "--label-space", "unknown", code=10, cwd=tmp_path)
+    assert "pairs" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,10 @@ from numpy.typing import NDArray
 from onnxaudit.answers import Answers
 from onnxaudit.errors import SuspectError, UsageError
 
-_ORDER_HINT = "Name the victim's classes in their order with the option class_names, or let the model return a row of scores."
+_ORDER_HINT = (
+    "Name the victim's classes in their order with the option class_names, or let the model return a row of scores; "
+    "or check it with --label-space unknown."
+)
 
 
 def read_outputs(
@@ -129,6 +133,8 @@ def _indices(names: Sequence[str], num_classes: int | None, class_names: Sequenc
 
     A complete set 1..C is taken to count from one. Sorted names are not an order: nothing says that the victim's was sorted too.
     """
+    if isinstance(class_names, PrivateNames):
+        return _numbered(names, complete=complete)
     if class_names and all(name in class_names for name in names):
         return {name: list(class_names).index(name) for name in names}
     if not all(name.isdecimal() for name in names):
@@ -140,8 +146,26 @@ def _indices(names: Sequence[str], num_classes: int | None, class_names: Sequenc
     return {name: int(name) - first for name in names}
 
 
+class PrivateNames(tuple[str, ...]):
+    """No names are known, and none need be: where no label is compared, any number that always stands for a name will do."""
+
+    __slots__ = ()
+
+
+def _numbered(names: Sequence[str], *, complete: bool) -> dict[str, int]:
+    """A number for each name: its place in the alphabet where all names are there, else 31 bits of its digest.
+
+    The same in every batch and every run, so that an interview can be gone on with.
+    """
+    if complete:
+        return {name: place for place, name in enumerate(sorted(names))}
+    return {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") >> 1 for name in names}
+
+
 def class_names_of(options: Mapping[str, object]) -> tuple[str, ...]:
-    """The option class_names: a list, or names with commas between them."""
+    """The option class_names: a list, or names with commas between them. With label_space "unknown": none are needed."""
+    if options.get("label_space") == "unknown":
+        return PrivateNames()
     given = options.get("class_names", ())
     if isinstance(given, str):
         return tuple(name.strip() for name in given.split(","))

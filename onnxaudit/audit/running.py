@@ -60,7 +60,8 @@ def run_check(
         options = dataclasses.replace(options, target=digest, evidence=evidence, concurrency=width)
     opened: Suspect | None = None
     classes = None if options.label_free else bundle.manifest.victim.num_classes
-    target = Target(source, bundle.manifest.input, classes, options.device, options=dict(http), **said)
+    private = {"label_space": UNKNOWN} if options.label_free and "://" not in source else {}
+    target = Target(source, bundle.manifest.input, classes, options.device, options={**http, **private}, **said)
     again = _fresh(source, options)
     try:
         try:
