@@ -97,6 +97,7 @@ def test_the_example_says_what_it_means(tmp_path: Path) -> None:
         ('"5/s"', '"0/s"', "limits.rate"),
         ("timeout = 20", 'timeout = "20"', "limits.timeout has to be a number"),
         ("timeout = 20", "timeout = -1", "above 0"),
+        ("budget = 400", "budget = 400.5", "limits.budget has to be a whole number"),
         ("[3, 4, 6]", "[3, 4]", "input.shape"),
         ("[3, 4, 6]", "[3.5, 4, 6]", "input.shape"),
         ("[3, 4, 6]", "[3, 4, 9999999]", "input.shape"),

@@ -22,7 +22,7 @@ def probe(address: Address, transport: Transport) -> tuple[Address, str, tuple[s
 
     def ask(place: str) -> object:
         there = address.at(place)
-        reply = transport.get(there)
+        reply = transport.get(there, guessed=True)
         trail.append(tried(there, reply))
         try:
             return parse(reply.body) if reply.ok and reply.body.strip() else {} if reply.ok else None

@@ -180,6 +180,8 @@ def _limits(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
             raise UsageError(f"{path}: limits.{key} has to be a number")
         if not 0 < value < float("inf"):
             raise UsageError(f"{path}: limits.{key} has to be above 0")
+        if key in ("batch", "budget", "concurrency") and not isinstance(value, int):
+            raise UsageError(f"{path}: limits.{key} has to be a whole number")
     return found
 
 
@@ -217,7 +219,12 @@ def _labels(name: object, path: Path) -> list[str]:
         return []
     relative = Path(_text(name, "labels", path))
     place = path.parent / relative
-    if "\0" in str(relative) or relative.is_absolute() or ".." in relative.parts or not place.resolve().is_relative_to(path.parent.resolve()):
+    if (
+        "\0" in str(relative)
+        or relative.is_absolute()
+        or ".." in relative.parts
+        or not place.resolve().is_relative_to(path.parent.resolve())
+    ):
         raise UsageError(f"{path}: labels has to be a file in the folder of {path.name}, or below it")
     try:
         if place.stat().st_size > _MAX_BYTES:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.metadata import version
+from mmap import mmap
 from typing import Generic, TypeVar
 
 import requests
@@ -128,13 +129,16 @@ class Transport:
         """Called from another thread: send nothing more, try nothing again. What is on its way may still be answered."""
         self._stopped.set()
 
-    def get(self, address: Address) -> Reply:
-        """What the server says of itself, whatever the status; costs no query. Raises SuspectError on no reply, 401 or 403."""
+    def get(self, address: Address, *, guessed: bool = False) -> Reply:
+        """What the server says of itself, whatever the status; costs no query. Raises SuspectError on no reply, 401 or 403.
+
+        guessed: the path may not exist, which gateways call forbidden: 403 is then a reply like others.
+        """
         self._pace.wait(1)
         found = self._exchange("GET", address.url, None, {"Accept": "application/json"})
         if isinstance(found, Fault):
             raise found.error or self._unreachable(found)
-        if found.status in (401, 403):
+        if found.status == 401 or (found.status == 403 and not guessed):
             raise self._refused(found)
         return found
 
@@ -254,18 +258,20 @@ class Transport:
             )
         length = headers.get("content-length", "")
         oversized = length.isdecimal() and (len(length) > 19 or int(length) > limit)
-        body = bytearray()
-        if not (good and oversized):
-            for chunk in response.raw.stream(_CHUNK, decode_content=False):
-                body += chunk
-                if oversized := len(body) > limit:
-                    break
+        # Mapped, not allocated: what is given back here goes back to the system, however many threads read large replies.
+        with mmap(-1, limit + 2 * _CHUNK) as body:
+            if not (good and oversized):
+                for chunk in response.raw.stream(_CHUNK, decode_content=False):
+                    body.write(chunk[:_CHUNK])
+                    if oversized := body.tell() > limit:
+                        break
+            said = b"" if good and oversized else body[: min(body.tell(), limit)]
         if good and oversized:
             raise GarbageError(
                 f"{self.shown} answered more than {limit // 2**20} MB to one request",
                 "No classifier needs that for these queries; check the URL, or make --batch smaller.",
             )
-        return Reply(response.status_code, bytes(body[:limit]), headers)
+        return Reply(response.status_code, said, headers)
 
     def _fatal(self, found: Reply | Fault, tries: int) -> SuspectError:
         if isinstance(found, Fault) and found.error is not None:
