@@ -51,8 +51,10 @@ def labels(n: int = 200) -> np.ndarray[Any, Any]:
 
 def fitted(name: str) -> Any:
     """A classifier of three classes on six values."""
-    from sklearn.ensemble import BaggingClassifier, ExtraTreesClassifier, GradientBoostingClassifier
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.ensemble import AdaBoostClassifier, BaggingClassifier, ExtraTreesClassifier
     from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import GaussianNB
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -62,7 +64,9 @@ def fitted(name: str) -> Any:
     made: dict[str, Callable[[], Any]] = {
         "forest": forest,
         "extra-trees": lambda: ExtraTreesClassifier(5, random_state=0, n_jobs=2),
-        "boosting": lambda: GradientBoostingClassifier(n_estimators=3, random_state=0),
+        "ada": lambda: AdaBoostClassifier(n_estimators=3, random_state=0),
+        "bayes": GaussianNB,
+        "lda": LinearDiscriminantAnalysis,
         "bagging": lambda: BaggingClassifier(DecisionTreeClassifier(), 4, max_features=0.5, random_state=0),
         "pipeline": lambda: make_pipeline(StandardScaler(), LogisticRegression()),
         "mlp": lambda: MLPClassifier((5,), max_iter=20, random_state=0),
@@ -74,7 +78,7 @@ def fitted(name: str) -> Any:
         return estimator if name == "forest" else estimator.fit(vectors(200), labels())
 
 
-@pytest.mark.parametrize("name", ["forest", "extra-trees", "boosting", "bagging", "pipeline", "mlp", "svc"])
+@pytest.mark.parametrize("name", ["forest", "extra-trees", "ada", "bagging", "pipeline", "mlp", "svc", "bayes", "lda"])
 def test_every_kind_keeps_the_contract(name: str, tmp_path: Path) -> None:
     estimator = fitted(name)
     path = saved(estimator, tmp_path / "m.skops")
@@ -218,6 +222,34 @@ def test_trees_that_lead_outside_are_refused(field: str, value: int, tmp_path: P
                     opened(zipped(parts | {name: forged.getvalue()}, tmp_path / "m.skops"))
                 return
     raise AssertionError("the forest has no tree")
+
+
+def test_native_code_that_believes_its_numbers_is_not_built(tmp_path: Path) -> None:
+    """skops trusts these; libsvm and boosting read and write wherever the numbers in a file say."""
+    from sklearn.ensemble import GradientBoostingClassifier
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.svm import SVC
+
+    for estimator in (SVC(), GradientBoostingClassifier(n_estimators=2), KNeighborsClassifier(algorithm="brute")):
+        with pytest.raises(ArtefactError, match=f"{type(estimator).__name__}, which is not trusted|not trusted"):
+            opened(saved(estimator.fit(vectors(200), labels()), tmp_path / "m.skops"))
+
+
+@pytest.mark.parametrize(("place", "value"), [(2, "1000000000"), (2, "2"), (0, "-3")])
+def test_trees_of_impossible_sizes_are_refused(place: int, value: str, tmp_path: Path) -> None:
+    """The constructor of a tree reads as many numbers as it is told there are."""
+    parts = members(saved(forest(), tmp_path / "good.skops"))
+    schema = json.loads(parts["schema.json"])
+
+    def forge(node: Any) -> None:
+        if isinstance(node, dict) and node.get("__class__") == "Tree":
+            node["__reduce__"]["args"]["content"][place]["content"] = value
+        for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            forge(inner)
+
+    forge(schema)
+    with pytest.raises(ArtefactError, match="impossible sizes"):
+        opened(zipped(parts | {"schema.json": json.dumps(schema).encode()}, tmp_path / "m.skops"))
 
 
 def test_a_tree_wider_than_its_forest_is_refused(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from onnxaudit.errors import ArtefactError, OnnxauditError, SuspectError, UsageE
 from onnxaudit.suspect import Queries, Suspect, SuspectCard, Target
 from onnxaudit_adapters.outputs import class_names_of, read_output
 from onnxaudit_adapters.signature import Signature, read_signature
+from onnxaudit_adapters.skops_schema import TREE, screen_schema
 
-_TREE = "sklearn.tree._tree.Tree"
 TRUSTED = (
-    _TREE,
+    TREE,
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
 )
@@ -30,7 +30,7 @@ _HINT = "Save it with skops.io.dump, or convert it to ONNX with skl2onnx; loadin
 
 
 def open_sklearn(target: Target) -> SklearnSuspect:
-    """Open a ``.skops`` file. Only types that skops trusts and those of TRUSTED are built.
+    """Open a ``.skops`` file. Only types that skops trusts and those of TRUSTED are built, of scikit-learn only what is listed.
 
     Raises ArtefactError for any other file, other types, or trees whose nodes lead outside; UsageError without skops.
     """
@@ -121,6 +121,7 @@ def _loaded(data: bytes, path: Path) -> Any:
         import skops.io
     except ImportError:
         raise missing_extra("skops", "sklearn") from None
+    screen_schema(data, path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of another release of scikit-learn
@@ -141,7 +142,7 @@ def _loaded(data: bytes, path: Path) -> Any:
 def _trees(part: Any, owners: tuple[Any, ...] = (), seen: set[int] | None = None) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Every tree in an estimator, with the estimators around it, outermost first."""
     seen = set() if seen is None else seen
-    if f"{type(part).__module__}.{type(part).__qualname__}" == _TREE:
+    if f"{type(part).__module__}.{type(part).__qualname__}" == TREE:
         yield part, owners  # as often as it is owned: each owner is another way in
         return
     if id(part) in seen or isinstance(part, str | bytes | int | float):
