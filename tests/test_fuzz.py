@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tracemalloc
 from pathlib import Path
@@ -33,7 +34,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def _forged(document: Any, draw: st.DataObject) -> Any:
     """The document with something in it replaced, removed or doubled."""
     place = draw.draw(st.sampled_from(_places(document)))
-    what = draw.draw(st.sampled_from(HOSTILE))
+    what = copy.deepcopy(draw.draw(st.sampled_from(HOSTILE)))  # it may be changed in its turn
     if not place:
         return what
     holder = document
