@@ -259,13 +259,14 @@ class Transport:
         length = headers.get("content-length", "")
         oversized = length.isdecimal() and (len(length) > 19 or int(length) > limit)
         # Mapped, not allocated: what is given back here goes back to the system, however many threads read large replies.
-        with mmap(-1, limit + 2 * _CHUNK) as body:
+        with mmap(-1, limit) as body:
             if not (good and oversized):
                 for chunk in response.raw.stream(_CHUNK, decode_content=False):
-                    body.write(chunk[:_CHUNK])
-                    if oversized := body.tell() > limit:
+                    room = limit - body.tell()
+                    body.write(chunk[:room])
+                    if oversized := len(chunk) > room:
                         break
-            said = b"" if good and oversized else body[: min(body.tell(), limit)]
+            said = b"" if good and oversized else body[: body.tell()]
         if good and oversized:
             raise GarbageError(
                 f"{self.shown} answered more than {limit // 2**20} MB to one request",
