@@ -42,6 +42,12 @@ class Probe:
     rows: NDArray[np.int64]
     answers: Answers | None
 
+    def under(self, wired: Mapping[str, Any] | None) -> bool:
+        """Whether it was answered under the wiring that a search came to, as a transcript has it."""
+        if wired is None or self.answers is None or wired.get("fit") != self.fit:
+            return False
+        return canonical(wired.get("spec")) == canonical(self.spec)
+
 
 @dataclass(slots=True)
 class Run:
@@ -50,6 +56,7 @@ class Run:
     facts: what it was called with. known: answers that were there before. again: answers to queries asked twice. references:
     (entry as JSON, answers) of models that calibrated instead of the bundle's. shown: (model, kind, what it showed of its
     inside), model "suspect" or a reference's id. sent, failed: queries, retries included; None where it did not come to an end.
+    probed: queries of a search for a wiring that were asked before.
     """
 
     facts: Mapping[str, Any]
@@ -59,6 +66,7 @@ class Run:
     shown: list[tuple[str, str, NDArray[Any]]] = field(default_factory=list)
     sent: int | None = None
     failed: int | None = None
+    probed: int = 0
 
 
 @dataclass(slots=True)
@@ -87,7 +95,8 @@ class Record:
         elif "look" in entry:
             self.looks.add(_count(entry["look"], where, least=1))
         elif "run" in entry:
-            self.runs.append(Run(_facts(entry["run"], where), sum(len(rows) for rows, _ in self.kept)))
+            known, probed = sum(len(rows) for rows, _ in self.kept), sum(len(probe.rows) for probe in self.probes)
+            self.runs.append(Run(_facts(entry["run"], where), known, probed=probed))
         elif "again" in entry:
             self._run(where).again.append(from_entry({"rows": entry.pop("again"), **entry}, where))
         elif "reference" in entry:
@@ -150,10 +159,18 @@ class Transcript:
 
     @property
     def unfinished(self) -> int:
-        """Answers that the runs got which did not come to their end, if the last one did not: what going on goes on with."""
+        """Answers that the runs got which did not come to their end, if the last one did not: what going on goes on with.
+
+        Those that a search for a wiring was given are counted once, where it was given them.
+        """
         runs = self._record.runs
         first = len(runs) - next((i for i, run in enumerate(reversed(runs)) if run.sent is not None), len(runs))
-        return sum(len(rows) for rows, _ in self.kept) - runs[first].known if first < len(runs) else 0
+        if first == len(runs):
+            return 0
+        by_heart = {row for probe in self.probes if probe.under(self.wired) for row in probe.rows.tolist()}
+        rows = [row for rows, _ in self.kept for row in rows.tolist()][runs[first].known :]
+        probed = sum(len(probe.rows) for probe in self.probes) - runs[first].probed
+        return probed + sum(row not in by_heart for row in rows)
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Note that a check begins, and what it was called with that may be otherwise in the next one on this transcript."""

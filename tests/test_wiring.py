@@ -333,6 +333,19 @@ def test_a_check_that_broke_goes_on_and_asks_nothing_twice(crafted: QueryBundle,
     assert report.queries["failed"] == 0
 
 
+@pytest.mark.parametrize("breaks", [3, 12, 40, 150])
+def test_a_check_with_a_budget_that_broke_ends_with_the_same_answers(crafted: QueryBundle, tmp_path: Path, breaks: int) -> None:
+    path, evidence = wanting(tmp_path, Meant("scale", scaled("pixels in [0, 255]"))), tmp_path / "e.jsonl"
+    whole = fixed(suspect_of(path, crafted), crafted, budget=250, repeat=4)
+    first, second = Heard(suspect_of(path, crafted), breaks), Heard(suspect_of(path, crafted))
+    with pytest.raises(KeyboardInterrupt):
+        fixed(first, crafted, evidence=evidence, budget=250, repeat=4)
+    report = fixed(second, crafted, evidence=evidence, budget=250, repeat=4, resume=True)
+    assert report.wiring == whole.wiring
+    assert figures(report) == figures(whole)
+    assert len(first.asked) + len(second.asked) <= 250 + (REPEATS if len(first.asked) > 128 else 0)
+
+
 def test_verify_works_the_wiring_out_again_and_notices_what_was_changed(
     crafted_path: Path, crafted: QueryBundle, tmp_path: Path
 ) -> None:

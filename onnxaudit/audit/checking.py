@@ -163,7 +163,8 @@ def without_references(bundle: QueryBundle) -> QueryBundle:
 def _interview(
     bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress: Progress
 ) -> tuple[Interview, bool, Insights, Searched | None]:
-    """Ask, in an order fixed by the bundle where the budget may end early; then repeat some. True: the same answers again.
+    """Ask, in an order fixed by the bundle where the budget may end early; then repeat some. True: the same answers
+    again.
 
     Also what the suspect shows of its inside, if a scheme looks there, and how its wiring was found, if that is wanted. All of
     it is in the transcript before it is judged.
@@ -173,7 +174,7 @@ def _interview(
     transcript = None
     if options.evidence:
         transcript = Transcript(options.evidence, _header(bundle, suspect.card, options), resume=options.resume)
-    reserve = repeat = _repeats(options, len(order))
+    reserve, whole = (repeat := _repeats(options, len(order))), options.budget
     try:
         if transcript:
             recover(transcript)
@@ -186,7 +187,7 @@ def _interview(
         budget = options.budget
         if budget is not None and budget > reserve:
             budget -= reserve  # kept for asking some twice
-        wired = wire(bundle, suspect, options.budget, transcript, progress) if _mends(options) else None
+        wired = wire(bundle, suspect, whole, transcript, progress) if _mends(options) else None
         if wired:
             suspect = wired.suspect
             budget = wired.budget_left(budget, order, transcript)
