@@ -470,6 +470,7 @@ def test_an_order_of_labels_is_determined_or_none() -> None:
     assert last is not None
     assert last.classes == (3, 0, 1, 2)
     assert best_labelling([(0, 1), (2, 3)], 4) is None
+    assert best_labelling([(0, 1), (1, 0)], 1_000_000) is None
     same = best_labelling([(0, 0), (1, 1), (2, 2), (2, 1)], 4)
     assert same is not None
     assert same.classes == ()

@@ -31,6 +31,7 @@ from onnxaudit.suspect import InputSpec, Suspect
 from onnxaudit.transcript import Probe, Transcript
 
 _CHANGED = "the labels in another order"
+_CHANGED_OR_OLD = "It was changed, or another version of onnxaudit wrote it."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -252,7 +253,7 @@ def _closing(wiring: Wiring, choice: Choice, named: tuple[int, ...]) -> dict[str
 
 def _check_closing(wired: Mapping[str, Any] | None, chosen: Wiring, choice: Choice, named: tuple[int, ...]) -> None:
     if canonical(wired) != canonical(_closing(chosen, choice, named)):
-        raise ArtefactError("the transcript's wiring is not the one that its answers lead to", "It was changed.")
+        raise ArtefactError("the transcript's wiring is not the one that its answers lead to", _CHANGED_OR_OLD)
 
 
 def explained(report: Report, bundle: QueryBundle, answers: Answers, before: InputSpec, searched: Searched | None) -> Report:

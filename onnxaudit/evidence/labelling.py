@@ -17,6 +17,8 @@ NEW, COLLAPSED = 0.95, 0.55
 """How often it gives a class that was not seen before a label of its own; models that are wired wrong repeat a few."""
 UNUSUAL = 2.5
 """Log odds against another order of labels beforehand."""
+MOST_CLASSES = 2000
+"""Among more classes no controls tell an order, and the table of all pairs would not fit."""
 
 Seen = Sequence[tuple[int, int]]
 """(true class, label that was given), in the order of asking."""
@@ -58,6 +60,8 @@ def best_labelling(seen: Seen, classes: int) -> Labelling | None:
     An assignment of labels to classes (H. W. Kuhn 1955, as SciPy solves it). A label that no control speaks for keeps its
     place if that is free; it is determined if it is the only one left.
     """
+    if classes > MOST_CLASSES:
+        return None
     from scipy.optimize import linear_sum_assignment
 
     counts = np.zeros((classes, classes))
