@@ -22,7 +22,7 @@ from onnxaudit_adapters.http.options import parse_address
 from onnxaudit_adapters.http.probes import read_server
 from onnxaudit_adapters.http.v2 import read_metadata
 from tests.bundles import CLASSES, SHAPE
-from tests.http_script import Answer, Script, served
+from tests.http_script import EXPECTED, PATH, QUERIES, Answer, Script, Time, fail, opened, scores, served
 from tests.peer_bundle import linear_bundle, linear_weights
 from tests.peers.record import CASES, ORIGIN, RECORDED
 
@@ -140,3 +140,19 @@ def test_what_servers_say_of_themselves() -> None:
     if "triton" in said:
         assert "binary_tensor_data" in said["triton"][1]
         assert read_metadata(reply_of(KEPT["triton"]["gets"]["/v2/models/suspect"])).outputs == ("logits",)
+
+
+def test_what_nginx_says_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    said = json.loads((RECORDED / "nginx.json").read_text())
+    no_key, fast, large = (
+        (said[name]["status"], dict(said[name]["headers"]), base64.b64decode(said[name]["body"]))
+        for name in ("no-key", "too-fast", "too-large")
+    )
+    assert "401 Unauthorized" in str(fail(Script(lambda *_: no_key)))
+    script = Script(lambda number, body: fast if number == 2 else large if number == 3 else scores(body))
+    time = Time()
+    with served(script) as url, opened(url + PATH, time, batch=8) as suspect:
+        np.testing.assert_array_equal(suspect.ask(QUERIES).dense(), EXPECTED)
+        assert suspect.card.max_batch == 4
+    assert time.slept == [1.0]  # as Retry-After said

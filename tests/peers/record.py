@@ -69,6 +69,7 @@ CASES: dict[str, dict[str, Case]] = {
 }
 GETS = ("/v2", "/v1/models", "/ping", "/openapi.json", "/v2/models/suspect")
 _LONGEST = 8000  # of a description in base64: longer ones are documentation
+_HEADERS = ("content-type", "inference-header-content-length", "retry-after", "www-authenticate")
 ORIGIN = "http://127.0.0.1:8000"
 """Stands for the origin of every peer in what is recorded."""
 
@@ -91,7 +92,7 @@ def _sent(url: str, body: bytes | None, headers: dict[str, str]) -> dict[str, An
             status, found, content = reply.status, dict(reply.headers), reply.read()
     except urllib.error.HTTPError as error:
         status, found, content = error.code, dict(error.headers), error.read()
-    kept = {name: value for name, value in found.items() if name.lower() in ("content-type", "inference-header-content-length")}
+    kept = {name: value for name, value in found.items() if name.lower() in _HEADERS}
     return {"status": status, "headers": kept, "body": base64.b64encode(content).decode()}
 
 
@@ -107,6 +108,21 @@ def _recorded(peer: str, origin: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "gets", {path: reply for path, reply in gets.items() if len(reply["body"]) < _LONGEST}
 
 
+def record_nginx() -> None:
+    """What nginx says to a missing key, to requests that come too fast, and to one that is too large."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = save_linear(folder / "victim.onnx", CLASSES, weights=linear_weights(), size=4)
+        for part in ("server", "proxy"):
+            (folder / part).mkdir()
+        with starting.litserve(model, folder / "server") as behind, starting.nginx(behind, folder / "proxy", "key") as origin:
+            url, headers = f"{origin}/predict", {"Authorization": "Bearer key", "Content-Type": "application/json"}
+            replies = {"no-key": _sent(url, b"{}", {}), "too-large": _sent(url, b" " * 4096, headers)}
+            fast = [_sent(url, b"{}", headers) for _ in range(20)]
+            replies["too-fast"] = next(reply for reply in fast if reply["status"] == 429)
+    (RECORDED / "nginx.json").write_text(json.dumps(replies, indent=1, sort_keys=True) + "\n")
+
+
 def record(peer: str) -> None:
     """Start a peer with the victim's file, ask it everything, write ``recorded/PEER.json``."""
     with tempfile.TemporaryDirectory() as name:
@@ -120,6 +136,9 @@ def record(peer: str) -> None:
 
 
 if __name__ == "__main__":
-    for chosen in sys.argv[1:] or CASES:
+    for chosen in sys.argv[1:] or [*CASES, "nginx"]:
         print(f"{chosen} ...", flush=True)
-        record(chosen)
+        if chosen == "nginx":
+            record_nginx()
+        else:
+            record(chosen)
