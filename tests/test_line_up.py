@@ -311,8 +311,14 @@ def test_what_siblings_share_is_taken_off() -> None:
     only = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, schemes=bundle.manifest.schemes[:1]))
     shown = judged(preregistered(only), suspect).line_up
     assert shown is not None
-    assert shown.victim == pytest.approx(rate("victim"))
-    assert shown.siblings == pytest.approx([rate(f"sibling-{n:03d}") for n in range(4)])
+
+    def usual(name: str) -> float:
+        pool = [bundle.answers[model.id].labels[span] for model in bundle.manifest.of_role("reference")]
+        return float(np.mean([said == bundle.answers[name].labels[span] for said in pool]))
+
+    assert shown.victim == pytest.approx(rate("victim") - usual("victim"))
+    names = [f"sibling-{n:03d}" for n in range(4)]
+    assert shown.siblings == pytest.approx([rate(name) - usual(name) for name in names])
 
 
 def test_an_honest_twin_is_accused_without_siblings_and_not_with_them() -> None:

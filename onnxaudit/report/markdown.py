@@ -88,7 +88,7 @@ def _line_up(report: Report) -> list[str]:
         f"Rank of the victim among all: p = {line_up.p_value:.3g}, e = {line_up.e_value:.3g}. The victim was {drawn}. "
         f"How ordinary it is among them: p = {line_up.typical:.3g}. Never alone the ground of a finding."
     )
-    return [_table(("model", "agreement"), rows), words]
+    return [_table(("model", "closer than references"), rows), words]
 
 
 def _looks(report: Report) -> list[str]:

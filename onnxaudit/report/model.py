@@ -80,7 +80,7 @@ class ExportAgreement:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LineUp:
-    """The suspect's agreement with the victim and with each of its siblings, on the queries that tell them apart.
+    """How much closer the suspect is to the victim, and to each of its siblings, than the references are on average.
 
     p_value: the victim's rank among all of them, exact only over the draw of the victim. e_value: likewise. drawn: whether the
     victim was drawn at random among its siblings. typical: how ordinary the victim is among its siblings, as a p-value; small:

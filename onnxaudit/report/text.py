@@ -122,7 +122,7 @@ def line_up_words(line_up: LineUp) -> str:
     """The line-up in one line."""
     closer = sum(agreement >= line_up.victim for agreement in line_up.siblings)
     place = "closer to the victim than to any" if not closer else f"as close to {closer}"
-    figures = f"rank p = {line_up.p_value:.3g}, e = {line_up.e_value:.3g}; it decides nothing"
+    figures = f"rank p = {line_up.p_value:.3g}, e = {line_up.e_value:.3g}; never alone the ground"
     return f"{place} of {len(line_up.siblings)} siblings ({figures})"
 
 

@@ -35,9 +35,9 @@ class SchemeScores:
     """scores, standardised: (m + 1,), the references in order, then the suspect. None with a reason if it cannot run.
 
     access: the access that was used, or what was looked at inside. tied: the references' scores hardly differ. counted: it is
-    part of the combined statistic. line_up: what the suspect scores against the victim and each sibling, where there are any.
-    twins: as standardised, of the siblings in turn and the suspect, (K + 1,). places: likewise, of what the suspect scores
-    against the siblings and against the victim, (K + 1,).
+    part of the combined statistic. line_up: how much closer the suspect is to the victim and to each sibling, if there are any.
+    twins: as standardised, of the siblings in turn and the suspect, (K + 1,). places: likewise, of how
+    much closer the suspect is to the siblings and to the victim than the references are, (K + 1,).
     """
 
     name: str
@@ -58,8 +58,8 @@ class Comparison:
     """All schemes of one bundle for one suspect. statistics: (m + 1,) combined, or None if no scheme ran.
 
     twins: the same statistic of the siblings as if each were the suspect, and of the suspect, (K + 1,); None without siblings.
-    places: the suspect's standardised agreement with each sibling and with the victim, (K + 1,), on queries that were chosen
-    alike for all of them; None without siblings or such queries.
+    places: how much closer the suspect is to each sibling and to the victim than the references are, standardised, (K + 1,), on
+    queries that were chosen alike for all of them; None without siblings or such queries.
     adjusted: whether scores were adjusted for how good and ordinary each model is. unrelated: how many unrelated schemes
     have a mean that varies as much as that of these, see ``evidence.learned.unrelated``.
     """

@@ -26,8 +26,10 @@ MOST_SIDES = 128
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinedUp:
-    """Scores of one suspect against the victim and its siblings. centrality: each one's among the others, the victim first.
+    """How much closer one suspect is to the victim, and to each sibling, than the references are on average.
 
+    Agreements less the references' mean agreement with the same model, so that one that everybody agrees with is not first for
+    that. centrality: each one's mean score against the others, the victim first.
     in_turn: the sibling-adjusted scores of each sibling as if it were the suspect, and of the suspect, (K + 1,), each against all
     the others alike.
     """
@@ -72,25 +74,35 @@ class Side:
     def score(self, answers: Answers) -> float:
         """Closeness to the victim; where there are siblings D = T_victim - mean_k T_k (sibling-adjusted)."""
         shown = self.represent(answers)
-        score = self.compare(self.own, shown)
         if not self.others:
-            return score
-        return score - float(np.mean([self.compare(other, shown) for other in self.others]))
+            return self.compare(self.own, shown)
+        agreements = self._with_all(shown)
+        return float(agreements[0] - agreements[1:].mean())
 
     def lined_up(self, answers: Answers) -> LinedUp | None:
         """The same against each of them, in no mean."""
         if not self.others:
             return None
         shown = self.represent(answers)
-        siblings = tuple(self.compare(other, shown) for other in self.others)
-        return LinedUp(self.compare(self.own, shown), siblings, self.centrality, self._in_turn(shown, siblings))
+        agreements = self._with_all(shown)
+        closer = agreements - (self._of_references.mean(axis=0) if self.references else 0.0)
+        return LinedUp(float(closer[0]), tuple(closer[1:].tolist()), self.centrality, self._in_turn(shown, agreements))
 
-    def _in_turn(self, shown: NDArray[Any], siblings: Sequence[float]) -> Floats:
+    def _in_turn(self, shown: NDArray[Any], agreements: Floats) -> Floats:
         """D of every sibling and of the suspect, the others' mean taken off: for an honest twin they are exchangeable."""
         count, table = len(self.others), self._agreements
         with_suspect = np.array([self.compare(shown, other) for other in self.others])
         theirs = table[0, 1:] - (table[1:, 1:].sum(axis=0) + with_suspect) / count
-        return np.append(theirs, self.compare(self.own, shown) - np.mean(siblings))
+        return np.append(theirs, agreements[0] - agreements[1:].mean())
+
+    def _with_all(self, shown: NDArray[Any]) -> Floats:
+        """Scores of one model against the victim and each sibling, (K + 1,)."""
+        return np.array([self.compare(model, shown) for model in (self.own, *self.others)])
+
+    @cached_property
+    def _of_references(self) -> Floats:
+        """The same of every reference, (m, K + 1)."""
+        return np.array([self._with_all(self.represent(self.cut(answers))) for answers in self.references])
 
     @cached_property
     def _agreements(self) -> Floats:
@@ -118,7 +130,9 @@ class Side:
     @cached_property
     def scores(self) -> list[float]:
         # one model at a time: a matrix of all pairs of a thousand queries takes 8 MB
-        return [self.score(self.cut(answers)) for answers in self.references]
+        if not self.others:
+            return [self.score(self.cut(answers)) for answers in self.references]
+        return [float(row[0] - row[1:].mean()) for row in self._of_references]
 
     @cached_property
     def changes(self) -> list[float | None]:
