@@ -224,10 +224,10 @@ def nan_model(path: Path) -> None:
 
 ERRORS: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
     "missing suspect": (lambda _: ["gone.onnx"], 2, r"gone\.onnx is not a file"),
-    "no suspect": (lambda _: [], 2, "SUSPECT or --url"),
+    "no suspect": (lambda _: [], 2, "SUSPECT, --url or --target"),
     "url of a file": (lambda _: ["--url", "m.onnx"], 2, "--url must begin with http"),
     "url of another kind": (lambda _: ["--url", "ftp://127.0.0.1/m"], 2, "--url must begin with http"),
-    "suspect and url": (lambda _: ["m.onnx", "--url", "http://127.0.0.1:9/"], 2, "SUSPECT or --url"),
+    "suspect and url": (lambda _: ["m.onnx", "--url", "http://127.0.0.1:9/"], 2, "SUSPECT, --url or --target"),
     "unknown kind": (saved("m.xyz", lambda path: path.write_text("x")), 2, r"nothing here opens 'm\.xyz'.*\.onnx"),
     "folder": (saved("m.onnx", lambda path: path.mkdir()), 2, "not a file"),
     "text as model": (saved("m.onnx", lambda path: path.write_text("just\nsome text\n" * 50)), 3, r"m\.onnx"),

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 
 def check(
-    suspect: Annotated[str | None, typer.Argument(help=".onnx, .ort, TorchScript .pt/.ts, .pt2, or module:function.")] = None,
+    suspect: Annotated[
+        str | None, typer.Argument(help=".onnx, .ort, .pt, .ts, .pt2, .xml, .tflite, .skops, or module:function.")
+    ] = None,
     url: Annotated[str | None, typer.Option(help="An HTTP endpoint instead of a file.")] = None,
     target: Annotated[Path | None, typer.Option(help="A file that describes an HTTP endpoint, see docs/http.md.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="Default: $ONNXAUDIT_BUNDLE, else the only .oab here.")] = None,

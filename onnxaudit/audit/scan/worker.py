@@ -120,7 +120,7 @@ def _checked(briefing: Briefing, number: int, source: str, path: str, content: s
 def checked(briefing: Briefing, number: int, target: str, options: CheckOptions, extra: Mapping[str, Any]) -> Report:
     """The report of one check, whatever comes. extra: options for the adapter."""
     bundle = briefing.bundles[number]
-    extra = {**extra, "output_name": briefing.output_name}
+    extra = {**extra, "output_name": briefing.output_name, "class_names": bundle.manifest.class_names}
     try:
         return run_check(bundle, target, briefing.access, options, briefing.said, extra, Silent(), time.perf_counter())
     except Exception as error:  # a bug, here or in an adapter: it costs this suspect, not the scan
