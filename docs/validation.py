@@ -350,10 +350,9 @@ def page(figures: Mapping[str, Any]) -> str:
         "about the mean over victims; one victim may lie more or less centrally.",
         "",
         "What to read in it: the finding accuses far fewer independent models than alpha, whoever trained them on what; the",
-        "tolerance is what protects honest twins, half of whom the plain rank accuses. With siblings twins are accused at most at",
-        "alpha, and extracted models are found. The rates hold over all innocents and victims, not in each group: with siblings",
-        "models of the least accurate third are accused more often than others, the most accurate hardly ever; the third rank, the",
-        "victim's place in the line-up, keeps all of them below alpha.",
+        "tolerance is what protects honest twins, half of whom the plain rank accuses. With siblings twins are accused at",
+        "most at alpha, and extracted models are found. The rates hold over all innocents and victims, not in each group:",
+        "with siblings models of the least accurate third are accused more often than others, the most accurate hardly ever.",
         "",
     ]
     for access, words in (("logits", "scores"), ("label", "labels only")):

@@ -70,6 +70,7 @@ def test_the_transcript_says_whom_it_asked_and_how(tmp_path: Path) -> None:
         "input": json.loads(json.dumps(dataclasses.asdict(BUNDLE.manifest.input))),
         "access": "label",
         "looks": None,
+        "label_space": None,
         "previous": "",
     }
 
