@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.metrics import adjusted_mutual_info_score
 
 from onnxaudit.answers import Access, Answers
+from onnxaudit.audit.calibrating import with_models
+from onnxaudit.audit.checking import without_references
 from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.judging.label_free import MOST, pooled_rows
 from onnxaudit.bundle import QueryBundle
@@ -302,7 +305,47 @@ def test_references_of_another_label_set_calibrate_and_are_kept_for_verification
 def test_models_of_the_victims_task_are_not_judged_by_references_of_another(crafted_path: Path, others: Path) -> None:
     given = ("--bundle", crafted_path, "--references", others, "--label-space", "unknown")
     for name in INNOCENT_FILES:
-        assert "they are of another task" in _run("check", ZOO / "suspects" / name, *given, code=11)
+        assert "are of another task" in _run("check", ZOO / "suspects" / name, *given, code=11)
+
+
+def test_too_few_controls_to_see_the_task_are_inconclusive(crafted_path: Path, others: Path) -> None:
+    given = ("--bundle", crafted_path, "--references", others, "--label-space", "unknown", "--budget", "90")
+    assert "too few control queries" in _run("check", ZOO / "suspects/twin.onnx", *given, code=11)
+
+
+def test_one_reference_of_the_task_does_not_make_the_others_fit(crafted_path: Path, others: Path, tmp_path: Path) -> None:
+    for file in (*others.iterdir(), sorted((ZOO / "references").glob("*lenet*.onnx"))[0]):
+        (tmp_path / file.name).symlink_to(file)
+    given = ("--bundle", crafted_path, "--references", tmp_path, "--label-space", "unknown", "--access", "label")
+    assert "only 1 of 21 references" in _run("check", ZOO / "suspects/twin.onnx", *given, code=11)
+
+
+@pytest.mark.parametrize("how", ["a third scrambled", "half scrambled", "coarser"])
+@pytest.mark.parametrize("access", [Access.LABEL, Access.LOGITS])
+def test_a_weak_or_coarser_model_of_the_task_is_not_judged_by_others(
+    crafted: QueryBundle, others: Path, how: str, access: Access
+) -> None:
+    """It tells less of the controls than the victim, and still far more than models of another task do."""
+    asked = []
+    for file in sorted(others.iterdir()):
+        with open_suspect(Target(str(file), crafted.manifest.input, 7, "cpu")) as model:
+            asked.append(model.ask(crafted.queries))
+    bundle = without_references(crafted)
+    entry = dataclasses.replace(crafted.manifest.victim, role="reference", num_classes=7, accuracy=None)
+    models: list[Any] = [
+        (dataclasses.replace(entry, id=f"reference-{n:03d}", sha256=f"{n:064d}"), said, {}) for n, said in enumerate(asked)
+    ]
+    bundle, answers = with_models(bundle, models), _said(crafted, "twin.onnx").degrade(access)
+    if how == "coarser":
+        answers = _labels(answers.labels // 3)
+    else:
+        rng, rows = np.random.default_rng(0), np.arange(len(crafted.queries))
+        mixed = rng.random(len(rows)) < (0.5 if "half" in how else 0.33)
+        rows[mixed] = rng.permutation(rows[mixed])
+        answers = answers.take(rows)
+    report = _judged(bundle, answers)
+    assert report.finding == "inconclusive", report.p_value
+    assert any("are of another task" in reason for reason in report.reasons)
 
 
 def test_the_victim_under_other_names_is_no_reference(crafted_path: Path, others: Path, tmp_path: Path) -> None:

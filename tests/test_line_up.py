@@ -18,6 +18,7 @@ from onnxaudit.audit.calibrating import calibrate, preregistered
 from onnxaudit.audit.crafting import CraftOptions, craft
 from onnxaudit.audit.judging.comparing import ALIKE
 from onnxaudit.audit.judging.judging import judge
+from onnxaudit.audit.judging.looking import only
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.craft.data import load_data
@@ -389,6 +390,35 @@ def test_whoever_the_suspect_is_over_all_draws_of_the_victim_it_is_accused_at_mo
         by_references.append(report.p_exchangeable is not None and report.p_exchangeable <= 0.05)
     assert sum(found) <= 1
     assert sum(by_references) > 1, "ranks among references must not suffice, or this shows nothing"
+
+
+def test_a_line_up_that_could_not_be_worked_out_accuses_nobody() -> None:
+    """With part of its queries answered the rank is not left out: it is 1, or, while more will be asked, not known."""
+    bundle = related(19, 2, shared=1.0)
+    family = ["victim", *(f"sibling-{n:03d}" for n in range(19))]
+    suspect = Answers.from_scores(sum(bundle.answers[name].dense() for name in family[:7]) / 7, Access.LOGITS)
+    span = next(slice(*entry.rows) for entry in bundle.manifest.schemes if entry.sampler in ALIKE)
+    copy = bundle.answers["victim"]
+    for answers, expected in ((suspect, {"not-shown", "inconclusive"}), (copy, {"not-shown", "inconclusive"})):
+        kept = np.setdiff1d(np.arange(len(bundle.queries)), np.arange(span.start + 8, span.stop))
+        report = judged(bundle, only(answers, kept))
+        assert report.finding in expected
+        assert report.p_value == 1.0
+    early = judge(bundle, Recorded(bundle, copy).card, copy, None, planned=(4, 8))
+    assert early.finding == "derived"
+    assert early.looks[-1].queries >= 10, "not before the line-up's queries say something"
+
+
+def test_without_queries_that_are_alike_for_all_the_tolerance_stays() -> None:
+    bundle = related(19, 3, shared=1.0)
+    entries = tuple(entry for entry in bundle.manifest.schemes if entry.sampler not in ALIKE)
+    assert entries
+    bare = preregistered(dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, schemes=entries)))
+    assert judged(bare, bundle.answers["twin"]).tolerance == 1.0
+    without = judge(bundle, Recorded(bundle, bundle.answers["twin"]).card, bundle.answers["twin"], None, label_free=True)
+    assert without.tolerance == 1.0
+    assert without.line_up is not None
+    assert any("no sibling ever left the house" in condition for condition in without.conditions)
 
 
 def test_looks_give_all_ranks_their_place() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from onnxaudit.audit.verifying.replaying import replay
 from onnxaudit.audit.verifying.verifying import VerifyOptions, verify_file
 from onnxaudit.audit.wiring import control_rows, order_by_names, search_of, wire
 from onnxaudit.bundle import QueryBundle
-from onnxaudit.errors import ArtefactError, SuspectError
+from onnxaudit.errors import ArtefactError, SuspectError, UsageError
 from onnxaudit.evidence.labelling import best_labelling
 from onnxaudit.evidence.wiring import FITS, SCALINGS, Wiring, wirings
 from onnxaudit.evidence.wiring_search import MOST, WiringSearch
@@ -366,6 +369,30 @@ def test_verify_works_the_wiring_out_again_and_notices_what_was_changed(
         assert value["finding"] == "derived"
         with pytest.raises(ArtefactError, match="wiring is not the one"):
             list(verify_file(tmp_path / "forged.json", VerifyOptions(lambda: crafted_path, forged)))
+
+
+@pytest.mark.parametrize("wanted", ["--autofix", "--label-space=same"])
+def test_verify_knows_which_controls_were_easy_for_the_references_that_were_given(
+    crafted_path: Path, tmp_path: Path, wanted: str
+) -> None:
+    (tmp_path / "few").mkdir()
+    for name in ("03-mobilenet", "05-mlp", "09-mobilenet", "11-mlp"):
+        (file,) = (ZOO / "references").glob(f"{name}*.onnx")
+        (tmp_path / "few" / file.name).symlink_to(file)
+    report, evidence = str(tmp_path / "r.json"), str(tmp_path / "e.jsonl")
+    given = ["--bundle", str(crafted_path), "--references", str(tmp_path / "few"), "--scale", "1", wanted]
+    run = partial(subprocess.run, capture_output=True, text=True, check=False)
+    begin = [sys.executable, "-m", "onnxaudit"]
+    asked = run([*begin, "check", str(ZOO / "suspects/copy.onnx"), *given, "--evidence", evidence, "-o", report])
+    assert asked.returncode == 11, asked.stderr
+    again = run([*begin, "verify", report, "--evidence", evidence, "--bundle", str(crafted_path)])
+    assert again.returncode == 0, again.stderr
+
+
+def test_without_labels_of_the_owners_nothing_is_searched(crafted: QueryBundle) -> None:
+    bundle = dataclasses.replace(crafted, manifest=dataclasses.replace(crafted.manifest, labelled=False))
+    with suspect_of(ZOO / "suspects/copy.onnx", bundle) as suspect, pytest.raises(UsageError, match="whose labels are known"):
+        check(bundle, suspect, CheckOptions(autofix=True), Silent())
 
 
 def rewritten(source: Path, target: Path, change: Any) -> str:

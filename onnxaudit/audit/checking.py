@@ -169,6 +169,11 @@ def _interview(
     Also what the suspect shows of its inside, if a scheme looks there, and how its wiring was found, if that is wanted. All of
     it is in the transcript before it is judged.
     """
+    if _mends(options) and not bundle.manifest.labelled:
+        raise UsageError(
+            "--autofix needs controls whose labels are known, and this bundle's are what the victim says of them",
+            "Craft it with labelled data, or say how the suspect is wired: --scale, --layout, --channel-order.",
+        )
     plan = None if options.looks is None else planned_order(bundle, options.looks)
     order = _order(bundle, plan, options)
     transcript = None

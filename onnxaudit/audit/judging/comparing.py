@@ -123,6 +123,15 @@ def _combined(bundle: QueryBundle, schemes: tuple[SchemeScores, ...], access: Ac
     return Comparison(schemes, weighted(standardised, given), adjusted, unrelated(groups, given), kin, places)
 
 
+def has_places(bundle: QueryBundle) -> bool:
+    """Whether a bundle with siblings has queries that are alike for all of them, of a scheme that compares with each."""
+    known = ((entry, DETECTORS.get(entry.detector)) for entry in bundle.manifest.schemes)
+    return any(
+        entry.sampler in ALIKE and detector is not None and not detector.trainer and not detector.victim_only
+        for entry, detector in known
+    )
+
+
 def lined_up_in(bundle: QueryBundle, schemes: Sequence[SchemeScores]) -> tuple[SchemeScores, SchemeEntry] | None:
     """The scheme that shows the line-up: the one whose queries were chosen for it, else are alike for all, else the first."""
     known = zip(schemes, bundle.manifest.schemes, strict=True)

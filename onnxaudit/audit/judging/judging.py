@@ -12,7 +12,7 @@ import numpy as np
 from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.insights import Insights, askable
-from onnxaudit.audit.judging.comparing import ALIKE, FEWEST_QUERIES, Comparison, compare, lined_up_in
+from onnxaudit.audit.judging.comparing import ALIKE, FEWEST_QUERIES, Comparison, compare, has_places, lined_up_in
 from onnxaudit.audit.judging.conditions import conditions_of
 from onnxaudit.audit.judging.controls import controls_of, references_of, stronger, weak_references
 from onnxaudit.audit.judging.exports import export_agreements
@@ -56,7 +56,8 @@ def judge(
     references = once(references_of, bundle)
     answers = named_classes(bundle, answers, label_free=label_free)
     weak, siblings = once(weak_references, bundle), _ranked_siblings(bundle, level)
-    tolerance = _tolerance(weak=weak, siblings=siblings)
+    placed = not label_free and bool(siblings) and once(has_places, bundle)
+    tolerance = _tolerance(weak=weak, placed=placed)
     seen = None if planned is None else look_through(bundle, answers, level, planned, inside, label_free=label_free)
     answers = answers if seen is None else seen.answers
     comparison = seen.comparison if seen else _compared(bundle, answers, inside, label_free=label_free)
@@ -66,7 +67,8 @@ def judge(
         p = p_value(comparison.statistics, tolerance, comparison.unrelated)
         if siblings:
             p = max(p, 1.0 if comparison.twins is None else p_value(comparison.twins))
-            p = max(p, 0.0 if comparison.places is None else p_value(comparison.places))
+            if placed:
+                p = max(p, 1.0 if comparison.places is None else p_value(comparison.places))
         p = min(1.0, looks * p)
     if p is not None and not siblings and comparison.twins is not None:
         # too few siblings for alpha: none of them may be as close all the same
@@ -74,16 +76,27 @@ def judge(
         p = p if among <= p_floor(len(comparison.twins) - 1) + 1e-12 else max(p, among)
     floor = min(1.0, looks * max(p_floor(len(references)), p_floor(siblings) if siblings else 0.0))
     complete = bool(answers.answered[once(askable, bundle)].all()) if planned is None else seen is not None and seen.decided
-    reasons = _doubts(floor, len(references), siblings, level, comparison, controls, answers, stable=stable, complete=complete)
+    reasons = _doubts(
+        floor,
+        len(references),
+        siblings,
+        level,
+        comparison,
+        controls,
+        answers,
+        stable=stable,
+        complete=complete,
+        label_free=label_free,
+    )
     if label_free:
-        reasons += other_task(bundle, references, answers)
+        reasons += other_task(bundle, references, answers, level)
     finding = INCONCLUSIVE
     if p is not None and not reasons:
         finding = DERIVED if p <= level else NOT_SHOWN
     if not reasons and finding != DERIVED and not complete:
         reasons.append("the budget was spent before all queries were asked, and what was asked does not show derivation")
         finding = INCONCLUSIVE
-    line_up = None if label_free else _line_up(bundle, comparison, early=seen is not None and not _is_whole(seen))
+    line_up = _line_up(bundle, comparison, early=seen is not None and not _is_whole(seen), label_free=label_free)
     return Report(
         finding=finding,
         p_value=p,
@@ -144,11 +157,15 @@ def look_through(
     known: what earlier calls found at looks at the beginning of the same answers; it is added to.
     """
     references, siblings = once(references_of, bundle), _ranked_siblings(bundle, level)
+    placed = not label_free and bool(siblings) and once(has_places, bundle)
     answers = named_classes(bundle, answers, label_free=label_free)
 
     def doubtful(cut: Answers, comparison: Comparison) -> bool:
         controls, floor = (label_free_controls if label_free else controls_of)(bundle, cut), p_floor(len(references))
-        return bool(_doubts(floor, len(references), siblings, level, comparison, controls, cut, stable=True, complete=True))
+        doubts = _doubts(
+            floor, len(references), siblings, level, comparison, controls, cut, stable=True, complete=True, label_free=label_free
+        )
+        return bool(doubts or (label_free and other_task(bundle, references, cut, level)))
 
     return walk(
         planned_order(bundle, planned),
@@ -157,9 +174,10 @@ def look_through(
         doubtful,
         len(references),
         level,
-        _tolerance(weak=once(weak_references, bundle), siblings=siblings),
+        _tolerance(weak=once(weak_references, bundle), placed=placed),
         {} if known is None else known,
         siblings=siblings,
+        placed=placed,
     )
 
 
@@ -179,12 +197,13 @@ def _ranked_siblings(bundle: QueryBundle, level: float) -> int:
     return count if count and p_floor(count) <= level + 1e-12 else 0
 
 
-def _tolerance(*, weak: bool, siblings: int) -> float:
+def _tolerance(*, weak: bool, placed: bool) -> float:
     """How many standard deviations of a head start references get.
 
-    None where the suspect must also be closer to the victim than honest twins of it are, which is what the tolerance is for.
+    None where the suspect must also be closer than honest twins are, and closer to the victim than to its siblings: that covers
+    the innocents that the tolerance is for.
     """
-    return (TOLERANCE if weak else 0.0) if siblings else WIDE_TOLERANCE if weak else TOLERANCE
+    return (TOLERANCE if weak else 0.0) if placed else WIDE_TOLERANCE if weak else TOLERANCE
 
 
 def planned_order(bundle: QueryBundle, planned: Sequence[int]) -> Schedule:
@@ -215,16 +234,16 @@ def _is_whole(seen: Seen) -> bool:
     return seen.standings[-1].p is not None and seen.final
 
 
-def _line_up(bundle: QueryBundle, comparison: Comparison, *, early: bool) -> LineUp | None:
+def _line_up(bundle: QueryBundle, comparison: Comparison, *, early: bool, label_free: bool) -> LineUp | None:
     """What is reported of the line-up.
 
-    Its p and e are 1 where they would not hold: when a look ended asking because the victim was close, and on queries that were
-    made from the victim.
+    Its p and e are 1 where they would not hold: when a look ended asking because the victim was close, on queries that were made
+    from the victim, and without labels.
     """
-    found = lined_up_in(bundle, comparison.schemes)
+    found = (comparison.schemes[0], None) if label_free else lined_up_in(bundle, comparison.schemes)
     if found is None or (lined_up := found[0].line_up) is None:
         return None
-    holds = not early and found[1].sampler in ALIKE
+    holds = not early and found[1] is not None and found[1].sampler in ALIKE
     return LineUp(
         lined_up.victim,
         lined_up.siblings,
@@ -274,6 +293,7 @@ def _doubts(
     *,
     stable: bool,
     complete: bool,
+    label_free: bool,
 ) -> list[str]:
     """Everything that forbids a finding, in words."""
     found = []
@@ -296,7 +316,9 @@ def _doubts(
             f"the suspect gets {controls.agreement:.0%} of {controls.n} easy controls right: "
             "wrong preprocessing or label order, or another task"
         )
-    if controls.ok is None and controls.n is not None and not complete and controls.victim_accuracy is not None:
+    if label_free and controls.ok is None:
+        found.append("too few control queries were answered to see what the suspect's labels tell of them")
+    elif controls.ok is None and controls.n is not None and not complete and controls.victim_accuracy is not None:
         found.append("the budget was spent before enough control queries were answered")
     if not comparison.adjusted and stronger(controls):
         found.append("the suspect is more accurate than nearly all references, too few to adjust the scores for it")

@@ -15,7 +15,7 @@ from onnxaudit.audit.judging.comparing import FEWEST_CONTROLS, FEWEST_QUERIES, C
 from onnxaudit.audit.judging.sides import Pool, Side, pool_of
 from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle, SchemeEntry
-from onnxaudit.evidence.calibration import Floats, standardise, studentised, usable
+from onnxaudit.evidence.calibration import Floats, p_floor, standardise, studentised, usable
 from onnxaudit.report.model import Controls
 from onnxaudit.schemes.alike import adjusted_mutual_information, aligned, chance_spread, mean_alignment, related, similarities
 
@@ -24,10 +24,10 @@ STATISTIC = "pairs/1"
 NAME = "pairs"
 MOST = 1500
 """Queries whose pairs are compared at most; of more, as many of each sampler at even distances."""
-OF_TASK = 0.7
-"""A suspect whose labels tell this share of what the victim's do of the controls is of the victim's task, or near it."""
+OF_TASK = 0.2
+"""A suspect whose labels tell less than this of the controls is not of the victim's task: models of it tell far more."""
 NEAR = 0.5
-"""References of which the best lacks this share of what the suspect's tell beyond chance are of another task than it is."""
+"""A reference whose labels tell less than this share of what the suspect's tell of the controls is of another task than it is."""
 LISTWISE = ("correlation", "hard-correlation")
 """Representations that hold which queries are alike, so that their schemes are shown alone as well."""
 
@@ -148,8 +148,8 @@ def named_classes(bundle: QueryBundle, answers: Answers, *, label_free: bool) ->
     return dataclasses.replace(answers, num_classes=answers.num_classes or max(victim, int(answers.classes.max(initial=0)) + 1))
 
 
-def other_task(bundle: QueryBundle, references: Sequence[Answers], answers: Answers) -> list[str]:
-    """Why the references are not like this suspect, if it knows the victim's task and they do not.
+def other_task(bundle: QueryBundle, references: Sequence[Answers], answers: Answers, level: float) -> list[str]:
+    """Why the references are not like this suspect, if too few for alpha know as much of the victim's task as it does.
 
     Models of the victim's task are close to the victim, whoever made them. References of another task would accuse them all.
     """
@@ -157,13 +157,13 @@ def other_task(bundle: QueryBundle, references: Sequence[Answers], answers: Answ
     rows = np.flatnonzero(answers.answered[start:stop])
     if len(rows) < FEWEST_CONTROLS or not references:
         return []
-    truth, models = bundle.control_labels[rows], (bundle.answers["victim"], *references, answers)
-    told = [adjusted_mutual_information(truth, said.labels[start:stop][rows]) for said in models]
-    victim, *others, own = (0.0 if np.isnan(value) else value for value in told)
-    best = max(others)
-    if own < OF_TASK * victim or best >= NEAR * own:
+    truth = bundle.control_labels[rows]
+    told = [adjusted_mutual_information(truth, said.labels[start:stop][rows]) for said in (*references, answers)]
+    *others, own = (0.0 if np.isnan(value) else value for value in told)
+    like = sum(value >= NEAR * own for value in others)
+    if own < OF_TASK or p_floor(like) <= level + 1e-12 or p_floor(len(references)) > level + 1e-12:
         return []
     return [
-        f"the suspect sorts the control queries nearly as the victim's classes do ({own:.2f} of 1), and no reference does "
-        f"({best:.2f} at most): they are of another task; compare it with models of its own, as the bundle's references may be"
+        f"only {like} of {len(references)} references sort the control queries as much by the victim's classes as the suspect "
+        f"({own:.2f} of 1): the others are of another task; compare it with models of its own, as the bundle's references may be"
     ]

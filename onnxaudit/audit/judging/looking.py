@@ -57,12 +57,13 @@ class Seen:
     @property
     def p(self) -> float | None:
         """The p-value; 1 where asking on was not worth it; None while it is not known."""
-        return 1.0 if self.futile else _greatest(self.standings, *self.kin)
+        return 1.0 if self.futile else _greatest(self.standings, *self.kin, final=self.final)
 
 
-def _greatest(*orders: Sequence[Standing]) -> float | None:
-    """The greatest p-value; None while one of them is not known."""
-    found = [order[-1].p if order else None for order in orders]
+def _greatest(standings: Sequence[Standing], *kin: Sequence[Standing], final: bool) -> float | None:
+    """The greatest p-value; None while one of them is not known. Among kin one that never could be worked out is 1 at the end."""
+    never = 1.0 if final else None
+    found = [standings[-1].p if standings else None, *(order[-1].p if order else never for order in kin)]
     known = [p for p in found if p is not None]
     return max(known) if len(known) == len(found) else None
 
@@ -131,10 +132,12 @@ def walk(
     known: dict[int, Comparison],
     *,
     siblings: int,
+    placed: bool,
 ) -> Seen | None:
     """Look at answers as they came in, up to where enough is known; None before the first look.
 
-    siblings: how many the suspect is also ranked among, each in turn in its place; 0: that does not count. known: comparisons by
+    siblings: how many the suspect is also ranked among, each in turn in its place; 0: that does not count. placed: whether the
+    victim's place in the line-up counts too. known: comparisons by
     number of queries asked, of the same answers as far as they had come before; new ones are added. doubtful: whether anything
     forbids a finding on these answers and this comparison; then more are looked at, which costs nothing, for p stays what it was.
     """
@@ -146,10 +149,10 @@ def walk(
         glances = [Glance(c.statistics, c.unrelated) for c in seen if c.statistics is not None]
         final = last and comparison.statistics is not None
         standings = order_of_entry(glances, final=final, tolerance=tolerance) if glances else []
-        kin = _kin(seen, final=final) if siblings else ()
+        kin = _kin(seen, final=final, placed=placed) if siblings else ()
         judged = tuple(i for i, c in enumerate(seen) if c.statistics is not None)
         scores = tuple(None if c.statistics is None else float(c.statistics[-1]) for c in seen)
-        p = _greatest(standings, *kin)
+        p = _greatest(standings, *kin, final=last)
         clear = p is not None and (p > alpha or not doubtful(cut, comparison))
         orders = [(standings, references), *((order, siblings) for order in kin)]
         hopeless = p is None and any(bool(order) and futile(order, others, alpha) for order, others in orders)
@@ -161,12 +164,12 @@ def walk(
     return found
 
 
-def _kin(seen: Sequence[Comparison], *, final: bool) -> tuple[tuple[Standing, ...], ...]:
+def _kin(seen: Sequence[Comparison], *, final: bool, placed: bool) -> tuple[tuple[Standing, ...], ...]:
     """How the suspect stands among the siblings, each in turn in its place; and the victim in the line-up, where there is one."""
     ran = [c for c in seen if c.statistics is not None]
     twins = [Glance(c.twins, c.unrelated) for c in ran if c.twins is not None]
     places = [Glance(c.places) for c in ran if c.places is not None]
-    orders = (twins, places) if places else (twins,)
+    orders = (twins, places) if placed else (twins,)
     return tuple(tuple(order_of_entry(glances, final=final)) if glances else () for glances in orders)
 
 

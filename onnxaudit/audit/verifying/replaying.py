@@ -155,7 +155,9 @@ def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
     check_kept(record.kept, len(bundle.queries), classes)
     answers = assemble(record.kept, len(bundle.queries))
     repeats = _repeats(record, answers, where)
-    searched = searched_again(bundle, header.input, record.probes, record.wired) if header.autofix else None
+    given = facts.pool_notes is not None
+    used = _with_references(bundle, run, facts.pool_notes or (), where, label_free=label_free) if given else bundle
+    searched = searched_again(used, header.input, record.probes, record.wired) if header.autofix else None
     spec = searched.spec if searched else header.input
     judged = partial(
         judge,
@@ -168,13 +170,10 @@ def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
         planned=header.looks,
         label_free=label_free,
     )
-    if facts.pool_notes is None:
-        report = judged(bundle)
-    else:
-        report = judged(_with_references(bundle, run, facts.pool_notes, where, label_free=label_free))
-        if bundle.manifest.of_role("reference"):
-            report = dataclasses.replace(report, own_pool=beside(judged(bundle)))
-    report = explained(report, bundle, answers, header.input, searched)
+    report = judged(used)
+    if given and bundle.manifest.of_role("reference"):
+        report = dataclasses.replace(report, own_pool=beside(judged(bundle)))
+    report = explained(report, used, answers, header.input, searched)
     report = dataclasses.replace(report, conditions=(*report.conditions, *wavering(answers, repeats)))
     queries = {"sent": run.sent or 0, "reused": run.known, "failed": run.failed or 0}
     return dataclasses.replace(report, queries=queries, tool=facts.tool, transcript_sha256=record.digest)
