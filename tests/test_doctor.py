@@ -18,7 +18,7 @@ from onnxaudit.audit.doctoring.machine import int8, writing
 from onnxaudit.audit.doctoring.packages import runtimes_installed
 from onnxaudit.registry import providers
 from onnxaudit_adapters.devices import gpu_present
-from onnxaudit_adapters.providers import CPU, unusable
+from onnxaudit_adapters.providers import CPU, _ended, _start, unusable
 
 
 def doctor(*arguments: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -159,6 +159,21 @@ def test_a_provider_that_cannot_load_says_why_from_a_process_of_its_own(tmp_path
     last = done.stdout.splitlines()[-1]
     assert last.startswith("onnxaudit: ")
     assert len(last) > len("onnxaudit: ")
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_provider_is_tried_without_code_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    """Also where the folder is on the path, as ``python -m onnxaudit`` puts it there."""
+    package = tmp_path / "onnxaudit_adapters"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit(7)\n")
+    (tmp_path / "numpy.py").write_text("raise SystemExit(7)\n")
+    monkeypatch.chdir(tmp_path)
+    if listed:
+        monkeypatch.syspath_prepend(str(tmp_path))
+    assert _ended(_start(CPU)) == ""
 
 
 @pytest.mark.parametrize(

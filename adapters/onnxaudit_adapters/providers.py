@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,8 +98,10 @@ def _tiny() -> tuple[bytes, NDArray[np.float32], NDArray[np.float32]]:
 
 
 def _start(provider: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "onnxaudit_adapters.providers", provider]
-    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    """A child that tries a provider, with the packages of this process; what lies in the current folder is none of them."""
+    command = [sys.executable, "-P", "-m", "onnxaudit_adapters.providers", provider]
+    known = [path for path in sys.path if Path(path).is_absolute() and Path(path).resolve() != Path.cwd()]
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(known)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace", env=paths)
 
 
