@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
 from onnxaudit.early import Early
-from onnxaudit.errors import BudgetSpent
+from onnxaudit.errors import BudgetSpent, Stopped
 from onnxaudit.suspect import Queries, Suspect
 
 BATCH = 128
@@ -61,7 +61,7 @@ def ask_at_once(
     keep is called by one thread at a time, in the order of rows; after a failure, an interruption or the end of the budget also
     for what came in after the gap. It runs in threads of its own, which no Ctrl-C can stop halfway. What comes early is in
     ``early`` until then. proven False: the first request goes alone. Raises what the suspect raises, of several failures that of
-    the first row.
+    the first row, and Stopped only where there is no other: it follows from another.
     """
     work = _Work(rows, proven)
     ahead = AHEAD if width > 1 else 1
@@ -83,9 +83,9 @@ def ask_at_once(
         raise
     _flush(work, keep, early)
     failed = [work.failures[place] for place in sorted(work.failures)]
-    error = next((error for error in failed if not isinstance(error, BudgetSpent)), None)
-    if error is not None:
-        raise error
+    errors = [error for error in failed if not isinstance(error, BudgetSpent)]
+    if errors:
+        raise min(errors, key=lambda error: isinstance(error, Stopped))
     return not failed
 
 

@@ -49,6 +49,10 @@ class OtherClasses(SuspectError):  # noqa: N818 - a kind of SuspectError
     """The suspect names classes, or so many, that the victim does not have: its label set is another one (exit 4)."""
 
 
+class Stopped(SuspectError):  # noqa: N818 - what stopped it is the error
+    """The suspect was not asked, because another request failed or the run was interrupted (exit 4)."""
+
+
 class BudgetSpent(OnnxauditError):  # noqa: N818 - it ends an interview, it is no error
     """The query budget is used up; never leaves the interview."""
 

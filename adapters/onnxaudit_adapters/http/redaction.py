@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import quote, quote_plus
 
 QUOTED = 200  # bytes of a reply that an error message quotes
+_CLEANED = 64 * 2**10  # bytes of it that are looked at; of an error no more is kept
 _SHORTEST = 3  # a "secret" of one or two characters protects nothing, and hiding it would garble every message
 _PARTS = re.compile(r"[\s=;,\"]+")  # a cookie's value without its name is as secret
 
@@ -30,9 +31,11 @@ class Redaction:
 
     def quote(self, body: bytes) -> str:
         """The beginning of a reply, in quotes; "nothing" of an empty one."""
-        longest = len(self._secrets[0].encode()) if self._secrets else 0
-        # Clean first, cut second: a secret cut in half would not be recognised.
-        begin = " ".join(self.clean(body[: QUOTED + longest].decode("utf-8", "replace")).split())
+        text = self.clean(body[:_CLEANED].decode("utf-8", "replace"))
+        # Clean first, cut second: a secret cut in half would not be recognised, and cleaning makes room for what was far behind.
+        if len(body) >= _CLEANED and self._secrets:
+            text = text[: -len(self._secrets[0]) - 1]  # one more: what is left of a letter cut in half
+        begin = " ".join(text.split())
         return repr(begin.encode()[:QUOTED].decode("utf-8", "ignore")) if begin else "nothing"
 
 

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import requests
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
-from onnxaudit.errors import BudgetSpent, SuspectError, UsageError
+from onnxaudit.errors import BudgetSpent, Stopped, SuspectError, UsageError
 from onnxaudit_adapters.http.deadlines import WholeReplies
 from onnxaudit_adapters.http.dialects import Reply, Request
 from onnxaudit_adapters.http.options import Address, HttpOptions
@@ -68,7 +68,8 @@ def _no_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 class Transport:
-    """One server. attempts: requests sent for queries. queries_sent: queries in them, retries included. Threads may share it.
+    """One server. attempts: requests sent for queries. queries_sent: queries in them, retries included. spent: queries of the budget that
+    an earlier run sent. Threads may share it.
 
     clock: seconds, never set back. sleep: takes seconds; None: until then or until it is stopped. jitter: in [0, 1).
     """
@@ -84,6 +85,7 @@ class Transport:
     ) -> None:
         self.attempts = 0
         self.queries_sent = 0
+        self.spent = 0
         self.shown = address.shown
         self._address = address
         self._options = options
@@ -183,10 +185,10 @@ class Transport:
         budget = self._options.budget
         with self._lock:
             if self._stopped.is_set():
-                raise SuspectError(f"{self.shown} is not asked any more", "Something else failed, or the run was interrupted.")
-            if budget is not None and self.queries_sent + queries > budget:
+                raise Stopped(f"{self.shown} is not asked any more", "Something else failed, or the run was interrupted.")
+            if budget is not None and self.spent + self.queries_sent + queries > budget:
                 raise BudgetSpent(
-                    f"{self.queries_sent} of the {budget} queries in the budget are sent, and the next request has {queries}",
+                    f"{self.spent + self.queries_sent} of the {budget} queries in the budget are sent, and the next request has {queries}",
                     "Retries count, because they count at the suspect. Raise --budget to go on.",
                 )
             self.attempts += 1
@@ -202,15 +204,16 @@ class Transport:
     def _sleep(self, seconds: float) -> None:
         self._wait(seconds)
         if self._stopped.is_set():
-            raise SuspectError(f"{self.shown} is not asked any more", "Something else failed, or the run was interrupted.")
+            raise Stopped(f"{self.shown} is not asked any more", "Something else failed, or the run was interrupted.")
 
     def _pause(self, found: Reply | Fault, tries: int) -> None:
-        """Wait before trying again: as long as the server says, and then nothing else goes either, or longer each time."""
+        """Wait before trying again: longer each time, and as long as the server says, in which nothing else goes either."""
         asked = retry_after(found.headers, time.time()) if isinstance(found, Reply) else None
-        if asked is None:
-            self._sleep(backoff(tries, self._jitter))
-        else:
+        longer = backoff(tries, self._jitter)
+        if asked:
             self._pace.hold(asked)
+        if asked is None or asked < longer:  # "0", or a date gone by, is no leave to try again at once
+            self._sleep(longer)
 
     def _may_retry(self, found: Reply | Fault) -> bool:
         return self._succeeded and (isinstance(found, Fault) or found.status in HICCUPS)
