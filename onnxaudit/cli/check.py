@@ -95,6 +95,7 @@ def check(
     debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> int:
     """Check whether a suspect is derived from a bundle's victim. Exit 0: not shown, 10: derived, 11: inconclusive."""
+    from onnxaudit.answers import parse_access
     from onnxaudit.audit.checking import CheckOptions
     from onnxaudit.audit.running import run_check
     from onnxaudit.bundle import load
@@ -104,6 +105,8 @@ def check(
     if sum(given is not None for given in (suspect, url, target)) != 1:
         raise UsageError("give either a SUSPECT, --url or --target", "For example: onnxaudit check suspect.onnx")
     check_alpha(alpha)
+    if access is not None:
+        parse_access(access)  # before anything is sent
     if budget is not None and budget < 1:
         raise UsageError(f"--budget {budget} allows no query", "Give a positive number.")
     over_http = {"--dialect": dialect, "--input-name": input_name, "--header": header, "--rate": rate, "--batch": batch}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 from urllib.parse import unquote, unquote_plus, urlsplit, urlunsplit
 
@@ -27,6 +28,10 @@ DIALECTS = (
     "huggingface-png",
     "plain",
 )
+BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {"timeout": (0.001, 86400), "rate": (1e-4, 1e9), "concurrency": (1, 256), "batch": (1, 65536)}
+)
+"""Least and most of what limits a suspect: beyond them timers overflow, threads run out, or one query takes hours."""
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 
 
@@ -114,19 +119,13 @@ class HttpOptions:
         budget = said.get("budget")
         if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < 0):
             raise UsageError("--budget has to be a whole number of queries, 0 or more")
-        batch = _number(said, "batch", 16)
-        if batch < 1 or batch != int(batch):
-            raise UsageError("--batch has to be a whole number of queries, 1 or more")
-        concurrency = _number(said, "concurrency", 1)
-        if concurrency < 1 or concurrency != int(concurrency):
-            raise UsageError("--concurrency has to be a whole number of requests, 1 or more")
         return cls(
             dialect=dialect,
             input_name=_text(said, "input_name"),
             output_name=_text(said, "output_name"),
-            headers=_headers(said.get("headers", {})),
+            headers=checked_headers(said.get("headers", {})),
             timeout=_number(said, "timeout", 30.0),
-            batch=int(batch),
+            batch=_whole(said, "batch", 16),
             ca_bundle=_file(said, "ca_bundle"),
             client_cert=_certificate(said),
             budget=budget,
@@ -136,7 +135,7 @@ class HttpOptions:
             template=template if isinstance(template, Mapping) else None,
             fills=dict(fills) if isinstance(fills := said.get("fills", {}), Mapping) else {},
             secrets=frozenset(_names(said, "secrets")),
-            concurrency=int(concurrency),
+            concurrency=_whole(said, "concurrency", 1),
         )
 
 
@@ -160,8 +159,21 @@ def _names(said: Mapping[str, object], key: str) -> tuple[str, ...]:
 
 def _number(said: Mapping[str, object], key: str, default: float) -> float:
     value = said.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise UsageError(f"{_flag(key)} has to be a number above 0")
+    return within_bounds(value, key, _flag(key))
+
+
+def _whole(said: Mapping[str, object], key: str, default: int) -> int:
+    value = _number(said, key, default)
+    if value != int(value):
+        raise UsageError(f"{_flag(key)} has to be a whole number")
+    return int(value)
+
+
+def within_bounds(value: object, key: str, shown: str) -> float:
+    """A number that BOUNDS allow. shown: what the user calls it. Raises UsageError for anything else."""
+    least, most = BOUNDS[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise UsageError(f"{shown} has to be a number from {least:.15g} to {most:.15g}")
     return value
 
 
@@ -180,14 +192,14 @@ def _certificate(said: Mapping[str, object]) -> str | tuple[str, str] | None:
     return _file(said, "client_cert")
 
 
-def _headers(value: object) -> dict[str, str]:
-    """Checked here, because an error of the HTTP library would quote the value."""
+def checked_headers(value: object, shown: str = "--header") -> dict[str, str]:
+    """Checked here, because an error of the HTTP library would quote the value. shown: what the user calls them."""
     if not isinstance(value, Mapping):
-        raise UsageError("--header has to be 'Name: value'")
+        raise UsageError(f"{shown} has to be 'Name: value'")
     for name, content in value.items():
         if not isinstance(name, str) or not _TOKEN.match(name):
-            raise UsageError("--header has to be 'Name: value' with a name of letters, digits and dashes")
+            raise UsageError(f"{shown} has to be 'Name: value' with a name of letters, digits and dashes")
         usable = isinstance(content, str) and content == content.strip() and content.isprintable()
         if not usable or any(ord(letter) > 255 for letter in str(content)):
-            raise UsageError(f"the value of --header {name} has a character that a header cannot carry")
+            raise UsageError(f"{shown}: the value of {name} has a character that a header cannot carry")
     return {str(name): str(content) for name, content in value.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxaudit.errors import ArtefactError, UsageError
-from onnxaudit_adapters.http.options import DIALECTS
+from onnxaudit_adapters.http.options import BOUNDS, DIALECTS, checked_headers, within_bounds
 from onnxaudit_adapters.http.template import Template
 
 _MAX_BYTES = 2**16
@@ -36,6 +36,8 @@ _KEYS = {
     "limits": ("batch", "rate", "budget", "timeout", "concurrency"),
     "request": ("headers", "body", "body_bytes"),
 }
+_LARGEST = 1e30
+"""Of the numbers that describe an input: what models take has 32 bits."""
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _PERIODS = {"s": 1, "min": 60, "h": 3600}
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*(s|min|h)\Z")
@@ -61,7 +63,9 @@ def read_target_file(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     headers = _texts(request.get("headers", {}), "request.headers", path)
     http: dict[str, Any] = {
         **_limits(_table(document, "limits", path), path),
-        "headers": {name: fill(value, f"request.headers.{name}") for name, value in headers.items()},
+        "headers": checked_headers(
+            {name: fill(value, f"request.headers.{name}") for name, value in headers.items()}, f"{path}: request.headers"
+        ),
         "labels": _labels(document.get("labels"), path),
         "dialect": _dialect(document, request, reply, path),
     }
@@ -182,6 +186,8 @@ def _limits(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
             raise UsageError(f"{path}: limits.{key} has to be above 0")
         if key in ("batch", "budget", "concurrency") and not isinstance(value, int):
             raise UsageError(f"{path}: limits.{key} has to be a whole number")
+        if key in BOUNDS:
+            within_bounds(value, key, f"{path}: limits.{key}")
     return found
 
 
@@ -210,6 +216,8 @@ def _input(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _numbers(values: list[Any], where: str, path: Path) -> tuple[float, ...]:
     if not values or any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
         raise UsageError(f"{path}: {where} has to be numbers")
+    if not all(abs(value) < _LARGEST for value in values):
+        raise UsageError(f"{path}: {where} has to be numbers that are finite and below {_LARGEST:g}")
     return tuple(float(value) for value in values)
 
 
