@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import mmap
 import os
+import platform
 import resource
 import socket
 import subprocess
@@ -129,6 +131,40 @@ def _environment(plan: dict[str, Any]) -> bool:
     return os.environ.get("HOSTILE_TEST_TOKEN") is not None
 
 
+def _limits_of_another(plan: dict[str, Any]) -> None:
+    parent = plan["parent"]
+    resource.prlimit(parent, resource.RLIMIT_CORE, resource.prlimit(parent, resource.RLIMIT_CORE))
+
+
+def _scheduler_of_another(plan: dict[str, Any]) -> None:
+    parent = plan["parent"]
+    os.sched_setscheduler(parent, os.sched_getscheduler(parent), os.sched_getparam(parent))
+
+
+def _call(numbers: tuple[int, int], *arguments: int | bytes) -> int:
+    """A system call by its number on x86_64 and aarch64. Raises OSError if it fails."""
+    number = numbers[platform.machine() == "aarch64"]
+    words = (ctypes.c_long(word) if isinstance(word, int) else word for word in arguments)
+    result = int(ctypes.CDLL(None, use_errno=True).syscall(ctypes.c_long(number), *words))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "refused")
+    return result
+
+
+def _shared_segment(plan: dict[str, Any]) -> None:
+    made = _call((29, 194), 0, 4096, 0o600)
+    _call((31, 195), made, 0, 0)  # IPC_RMID
+
+
+def _signal_by_pipe(plan: dict[str, Any]) -> None:
+    ours, other = os.pipe()
+    try:
+        fcntl.fcntl(ours, fcntl.F_SETOWN, plan["parent"])
+    finally:
+        os.close(ours)
+        os.close(other)
+
+
 ATTEMPTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "connect": _connect,
     "datagram": _datagram,
@@ -143,4 +179,16 @@ ATTEMPTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "environment": _environment,
     "memory": _more_memory,
     "core": _core,
+    "limits": _limits_of_another,
+    "priority": lambda plan: os.setpriority(os.PRIO_PROCESS, plan["parent"], os.getpriority(os.PRIO_PROCESS, plan["parent"])),
+    "affinity": lambda plan: os.sched_setaffinity(plan["parent"], os.sched_getaffinity(plan["parent"])),
+    "scheduler": _scheduler_of_another,
+    "ioprio": lambda plan: _call((251, 30), 1, plan["parent"], 4 | 2 << 13),  # of a process: the usual one
+    "chmod": lambda plan: Path(plan["secret"]).chmod(0o640),
+    "times": lambda plan: os.utime(plan["secret"], (0, 0)),
+    "owner": lambda plan: os.chown(plan["secret"], os.getuid(), os.getgid()),
+    "xattr": lambda plan: os.setxattr(plan["secret"], "user.onnxaudit", b"x"),
+    "truncate": lambda plan: os.truncate(plan["secret"], 2),
+    "shm": _shared_segment,
+    "setown": _signal_by_pipe,
 }
