@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,17 @@ class Early:
             self._descriptor = None
             if not self.path.stat().st_size:
                 self.path.unlink()
+
+
+def refuse_leftover(path: Path, *, resume: bool) -> None:
+    """Raise UsageError where early answers lie beside a transcript that is not gone on with: they may be another suspect's."""
+    early = path.with_name(path.name + ".early")
+    begun = resume and path.exists() and path.stat().st_size
+    if not begun and early.exists() and early.stat().st_size:
+        raise UsageError(
+            f"{early} holds answers of an earlier run, whose transcript is not gone on with",
+            "Remove it, or put the transcript back and pass --resume.",
+        )
 
 
 def recover(transcript: Transcript) -> None:

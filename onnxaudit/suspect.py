@@ -194,6 +194,9 @@ class Suspect(ABC):
     def stop(self) -> None:  # noqa: B027 - most suspects never wait
         """Called from another thread: send nothing more and try nothing again; what is on its way may still be answered."""
 
+    def spent(self, queries: int) -> None:  # noqa: B027 - most suspects have no budget
+        """So many queries of the budget were sent by an earlier run that is gone on with."""
+
     @final
     def ask(self, queries: Queries) -> Answers:
         """Answers to all queries, split into batches the suspect takes; both directions are checked.

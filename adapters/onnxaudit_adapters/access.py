@@ -41,6 +41,10 @@ class Reduced(Suspect):
         """Stop the wrapped suspect."""
         self._suspect.stop()
 
+    def spent(self, queries: int) -> None:
+        """As of the wrapped suspect."""
+        self._suspect.spent(queries)
+
     def rewire(self, spec: InputSpec) -> None:
         """Have the wrapped suspect encode queries so."""
         self._suspect.rewire(spec)

@@ -28,8 +28,8 @@ from onnxaudit.audit.once import once
 from onnxaudit.audit.progress import Progress
 from onnxaudit.audit.wiring import Searched, explained, wire
 from onnxaudit.bundle import QueryBundle
-from onnxaudit.early import recover
-from onnxaudit.errors import BudgetSpent, UsageError
+from onnxaudit.early import recover, refuse_leftover
+from onnxaudit.errors import BudgetSpent, SuspectError, UsageError
 from onnxaudit.interview import Interview, interview
 from onnxaudit.report.model import Report
 from onnxaudit.sandbox.limits import Limits
@@ -178,6 +178,7 @@ def _interview(
     order = _order(bundle, plan, options)
     transcript = None
     if options.evidence:
+        refuse_leftover(options.evidence, resume=options.resume)
         transcript = Transcript(options.evidence, _header(bundle, suspect.card, options), resume=options.resume)
     reserve, whole = (repeat := _repeats(options, len(order))), options.budget
     try:
@@ -187,6 +188,7 @@ def _interview(
             reserve = reserve if transcript.unfinished else repeat  # gone on with, it asks what it would have asked at once
             if options.budget is not None:
                 options = dataclasses.replace(options, budget=max(0, options.budget - transcript.unfinished))
+                suspect.spent(transcript.unfinished)
             _begin(transcript, bundle, suspect.card, options)
         report = progress.task("asking the suspect", len(order))
         budget = options.budget
@@ -280,14 +282,22 @@ def _repeat(
     rows = np.flatnonzero(result.answers.answered)[:repeat]
     if not len(rows):
         return result, []
+    again: list[Batch] = []
+    asked = 0
     try:
-        again = suspect.ask(bundle.queries[rows])
+        for answers in suspect.parts(bundle.queries[rows]):
+            part = rows[asked : asked + len(answers)]
+            asked += len(part)
+            if transcript:
+                transcript.repeat(part, answers)
+            again.append((part, answers))
     except BudgetSpent:  # retries used up what was kept for this
-        return result, []
-    if transcript:
-        transcript.repeat(rows, again)
-    sent = getattr(suspect, "queries_sent", result.sent + len(rows))
-    return dataclasses.replace(result, sent=sent), [(rows, again)]
+        pass
+    except SuspectError:
+        if not again:
+            raise
+    sent = getattr(suspect, "queries_sent", result.sent + asked)
+    return dataclasses.replace(result, sent=sent), again
 
 
 def steady(answers: Answers, repeats: Sequence[Batch]) -> bool:

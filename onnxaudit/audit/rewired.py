@@ -75,6 +75,10 @@ class Rewired(Suspect):
         """Stop the wrapped suspect."""
         self._suspect.stop()
 
+    def spent(self, queries: int) -> None:
+        """As of the wrapped suspect."""
+        self._suspect.spent(queries)
+
     def close(self) -> None:
         """Close the wrapped suspect."""
         self._suspect.close()

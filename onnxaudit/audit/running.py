@@ -120,7 +120,8 @@ def target_digest(bundle: QueryBundle, source: str, http: Mapping[str, Any]) -> 
     """
     headers = sorted((n.lower(), v) for n, v in (http.get("headers") or {}).items() if not CREDENTIALS.search(n))
     template = [http["template"]] if http.get("template") else []  # its body may say which model is meant
-    said = canonical([source, headers, http.get("dialect"), http.get("output_name"), *template])
+    labels = [list(http["labels"])] if http.get("labels") else []  # another order of names is another suspect
+    said = canonical([source, headers, http.get("dialect"), http.get("input_name"), http.get("output_name"), *template, *labels])
     return hashlib.scrypt(said.encode(), salt=bundle.id.encode(), n=2**14, r=8, p=1, dklen=32).hex()
 
 
@@ -130,13 +131,14 @@ def failed(bundle: QueryBundle, source: str, options: CheckOptions, error: BaseE
     interrupted = isinstance(error, KeyboardInterrupt)
     kept = f"; what was answered is kept in {options.evidence}, go on with --resume" if options.evidence else ""
     words = f"interrupted{kept}" if interrupted else str(error)
+    kept = kept if sent and not interrupted else ""
     blank = Report(
         finding=INCONCLUSIVE,
         p_value=None,
         p_floor=p_floor(references),
         alpha=bundle.manifest.alpha if options.alpha is None else options.alpha,
         score=None,
-        reasons=(words,),
+        reasons=(words + kept,),
         bundle={"id": bundle.id, "victim_sha256": bundle.manifest.victim.sha256, "references": references},
         suspect={"source": shown_url(source), "kind": "", "access": None, "sha256": None, "runtime": {}},
         controls=Controls(),

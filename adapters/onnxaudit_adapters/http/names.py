@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Sequence
@@ -16,9 +17,9 @@ _LONGEST = 200  # characters of a name
 
 
 class ClassNames:
-    """The classes by name. known: in the victim's order. discover: all words are numbered as they come, whatever they are.
+    """The classes by name. known: in the victim's order. discover: all words are numbered by their digest, in every run alike.
 
-    Discovered numbers are a permutation of the victim's at best: whoever compares labels must not use them.
+    Discovered numbers mean nothing but that they are the same or not: whoever compares labels must not use them.
     """
 
     def __init__(self, known: Sequence[str] = (), *, discover: bool = False) -> None:
@@ -29,6 +30,10 @@ class ClassNames:
         self._found: dict[str, int] = {}
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        """How many classes are known by name."""
+        return len(self._exact)
+
     @property
     def discovered(self) -> tuple[str, ...]:
         """Names that were numbered because nothing said which classes they are."""
@@ -38,7 +43,7 @@ class ClassNames:
         """The class of a word. Raises ReplyError where nothing says which it is."""
         if self._discover:
             with self._lock:  # two requests at once must not give two names one number
-                return self._found.setdefault(word[:_LONGEST], len(self._found))
+                return self._found.setdefault(word[:_LONGEST], _number(word[:_LONGEST]))
         if word in self._exact:
             return self._exact[word]
         if word.isascii() and word.isdecimal() and len(word) < 10:
@@ -56,6 +61,11 @@ class ClassNames:
     def indices(self, words: NDArray[np.str_]) -> NDArray[np.int32]:
         """The classes of many words, (n,), in the order of the words."""
         return np.array([self.index(str(word)) for word in words.ravel()], np.int32)
+
+
+def _number(name: str) -> int:
+    """31 bits of its digest."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") >> 1
 
 
 def _folded(name: str) -> str:

@@ -76,6 +76,10 @@ class HttpSuspect(Suspect):
         """Send nothing more and try nothing again."""
         self._transport.stop()
 
+    def spent(self, queries: int) -> None:
+        """So many queries of the budget are gone."""
+        self._transport.spent = queries
+
     def _ask(self, queries: Queries) -> Answers:
         """Raises BudgetSpent before a request that the budget does not cover, SmallerBatch as ``ask_once``; else as ``ask``."""
         card = self.card

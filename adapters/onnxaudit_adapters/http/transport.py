@@ -68,8 +68,10 @@ def _no_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 class Transport:
-    """One server. attempts: requests sent for queries. queries_sent: queries in them, retries included. spent: queries of the budget that
-    an earlier run sent. Threads may share it.
+    """One server. Threads may share it.
+
+    attempts: requests sent for queries. queries_sent: queries in them, retries included. spent: queries of the budget that an
+    earlier run sent.
 
     clock: seconds, never set back. sleep: takes seconds; None: until then or until it is stopped. jitter: in [0, 1).
     """
@@ -187,8 +189,9 @@ class Transport:
             if self._stopped.is_set():
                 raise Stopped(f"{self.shown} is not asked any more", "Something else failed, or the run was interrupted.")
             if budget is not None and self.spent + self.queries_sent + queries > budget:
+                gone = self.spent + self.queries_sent
                 raise BudgetSpent(
-                    f"{self.spent + self.queries_sent} of the {budget} queries in the budget are sent, and the next request has {queries}",
+                    f"{gone} of the {budget} queries in the budget are sent, and the next request has {queries}",
                     "Retries count, because they count at the suspect. Raise --budget to go on.",
                 )
             self.attempts += 1
