@@ -27,7 +27,8 @@ from onnxaudit.errors import ArtefactError, OnnxauditError, SuspectError, UsageE
 from onnxaudit.registry import open_suspect
 from onnxaudit.sandbox import frames
 from onnxaudit.sandbox.limits import Limits, parse_limits
-from onnxaudit.sandbox.suspect import open_confined, read_answers
+from onnxaudit.sandbox.process import environment
+from onnxaudit.sandbox.suspect import open_confined, read_answers, readable
 from onnxaudit.sandbox.syscalls import filter_program
 from onnxaudit.suspect import InputSpec, Target
 from tests.bundles import SHAPE, simulated_bundle
@@ -244,6 +245,19 @@ def test_weights_in_another_file(tmp_path: Path) -> None:
     with open_suspect(target) as free, open_confined(target, Limits()) as confined:
         assert "external:w.bin" in confined.card.runtime
         _same(confined.ask(colour_queries()), free.ask(colour_queries()))
+
+
+@pytest.mark.parametrize("path", ["model.onnx", None])
+def test_the_current_folder_is_for_functions_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str | None) -> None:
+    """``python -m onnxaudit`` has it on its path: a file has no need of it, of a module that lies there a function has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "model.onnx").write_bytes(b"")
+    said = readable(None if path is None else Path(path).absolute())
+    assert (str(tmp_path.resolve()) in said) == (path is None)
+    listed = environment(here=path is None)["PYTHONPATH"].split(os.pathsep)
+    assert (str(tmp_path) in listed) == (path is None)
+    assert {entry for entry in sys.path if Path(entry).is_absolute()} - {str(tmp_path)} == set(listed) - {str(tmp_path)}
 
 
 @linux

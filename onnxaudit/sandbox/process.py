@@ -29,9 +29,12 @@ _LIMITS_HINT = "It may be hostile, or large: raise a limit with --sandbox-limits
 
 
 class Confined:
-    """One child process. applied, lacking: what it said of its confinement before it saw anything of the suspect."""
+    """One child process. applied, lacking: what it said of its confinement before it saw anything of the suspect.
 
-    def __init__(self, shown: str, limits: Limits, readable: Sequence[str], devices: Sequence[str]) -> None:
+    readable, devices: as of ``confine``; here: as of ``packages``.
+    """
+
+    def __init__(self, shown: str, limits: Limits, readable: Sequence[str], devices: Sequence[str], here: bool) -> None:
         self._shown = shown
         self._limits = limits
         self._left = float(limits.wall)
@@ -42,7 +45,7 @@ class Confined:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment(),
+            env=environment(here),
             start_new_session=True,  # Ctrl-C is for this process, which ends the other
         )
         try:
@@ -136,11 +139,20 @@ class Confined:
                     stream.close()
 
 
-def environment() -> dict[str, str]:
-    """The variables that a runtime needs; all others, which may be secret, stay here."""
+def environment(here: bool) -> dict[str, str]:
+    """The variables that a runtime needs; all others, which may be secret, stay here. here: as of ``packages``."""
     kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
-    # the same packages as here, wherever this process found them; a folder that is current is none of them
-    return {"MALLOC_ARENA_MAX": "4", **kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if Path(path).is_absolute())}
+    return {"MALLOC_ARENA_MAX": "4", **kept, "PYTHONPATH": os.pathsep.join(packages(here))}
+
+
+def packages(here: bool) -> list[str]:
+    """Where this process finds packages, so that the confined one finds the same.
+
+    here: also in the current folder, where a Python function is looked for. ``python -m`` puts it on the path in full; for other
+    suspects it is left out, unless onnxaudit itself lies there, for it may hold anything.
+    """
+    left = set() if here else {Path.cwd()} - {Path(__file__).resolve().parents[2]}
+    return [path for path in sys.path if Path(path).is_absolute() and Path(path).resolve() not in left]
 
 
 def resident(process: int) -> int:

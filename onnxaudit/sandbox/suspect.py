@@ -21,7 +21,7 @@ from onnxaudit.decode import decode
 from onnxaudit.errors import ArtefactError, OnnxauditError, SuspectError, UsageError
 from onnxaudit.registry import kind_of
 from onnxaudit.sandbox.limits import Limits
-from onnxaudit.sandbox.process import Confined
+from onnxaudit.sandbox.process import Confined, packages
 from onnxaudit.suspect import InputSpec, Queries, Suspect, SuspectCard, Target
 
 MAX_CLASSES = 1_000_000
@@ -62,7 +62,7 @@ def open_confined(target: Target, limits: Limits) -> ConfinedSuspect:
         raise UsageError(f"{target.source} is not a file", "Check the path.")
     digest = None if path is None else _sha256(path)
     devices = ["/dev/null"] if target.device == "cpu" else ["/dev/null", *map(str, Path("/dev").glob("nvidia*"))]
-    process = Confined(target.source, limits, readable(path), devices)
+    process = Confined(target.source, limits, readable(path), devices, here=path is None)
     try:
         head, _ = process.exchange({"open": _told(target)}, most=0)
         _raise_error(head, target.source, limits)
@@ -152,16 +152,16 @@ def read_answers(head: Mapping[str, Any], arrays: Sequence[NDArray[Any]], n: int
 def readable(path: Path | None) -> list[str]:
     """Files and folders that the confined process may read: Python, its packages, the system's libraries, and the suspect.
 
-    Of the suspect's folder only its own file, unless it may have weights in others. None: a function, found from here.
+    Of its folder only its own file, unless it may have weights in others. None: a function, found from the current folder.
     """
     scheme = sysconfig.get_paths()
-    packages = [sys.prefix, sys.base_prefix, *(entry for entry in sys.path if Path(entry).is_absolute()), scheme["platlib"]]
+    python = [sys.prefix, sys.base_prefix, *packages(here=path is None), scheme["platlib"]]
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
     own = [str(Path.cwd())] if path is None else [str(path)]
     if path is not None and _may_need_others(path):
         own.append(str(path.parent))
     shared = [entry for entry in libraries if Path(entry).is_absolute()]
-    found = [*_SYSTEM, *packages, *shared, str(Path(__file__).parents[2]), *own]
+    found = [*_SYSTEM, *python, *shared, str(Path(__file__).parents[2]), *own]
     return list(dict.fromkeys(os.path.realpath(entry) for entry in found))
 
 
