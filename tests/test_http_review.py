@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time as real_time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from onnxaudit.asking import ask_at_once
 from onnxaudit.errors import SuspectError
+from onnxaudit_adapters.http.dialects import OneAnswerError
+from onnxaudit_adapters.http.names import ClassNames
+from onnxaudit_adapters.http.reading import Reader
 from onnxaudit_adapters.http.redaction import Redaction
+from tests.bundles import simulated_bundle
 from tests.http_script import PATH, QUERIES, Answer, Script, Time, fail, opened, scores, served, sometimes
 
 TOKEN = "sk-live-" + "0123456789abcdef" * 3
@@ -90,3 +97,60 @@ def test_retry_after_makes_no_wait_shorter(status: int, said: str) -> None:
     with served(sometimes(*[status] * 4, Retry_After=said)) as url, opened(url + PATH, time, batch=10) as suspect:
         suspect.ask(QUERIES)
     assert time.now >= sum(max(float(said == "1"), wait) for wait in (0.5, 1.0, 2.0, 4.0))
+
+
+def listed(*pairs: tuple[str, float]) -> object:
+    return [{"label": label, "score": score} for label, score in pairs]
+
+
+TWO, THREE = ("cat", "dog"), ("cat", "dog", "fish")
+
+
+@pytest.mark.parametrize(
+    ("names", "document"),
+    [
+        (TWO, listed(("cat", 0.9), ("dog", 0.1))),
+        (TWO, listed(("dog", 0.505), ("cat", 0.495))),
+        (TWO, listed(("1", 0.9), ("0", 0.1))),
+        (TWO, {"predictions": {"labels": ["cat", "dog"], "scores": [0.9, 0.1]}}),
+        (TWO, {"labels": ["cat", "dog"], "scores": [0.9, 0.1]}),
+        (THREE, listed(("fish", 0.5), ("cat", 0.3), ("dog", 0.2))),
+    ],
+)
+@pytest.mark.parametrize("counted", [True, False])
+def test_one_ranking_of_all_classes_is_no_label_of_each_of_as_many_queries(
+    names: tuple[str, ...], document: object, counted: bool
+) -> None:
+    reader = Reader(None, len(names) if counted else None, ClassNames(names))
+    with pytest.raises(OneAnswerError):
+        reader.answers(document, len(names))
+    assert reader.answers(document, 1).classes.shape == (1, len(names))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        listed(("cat", 0.9), ("dog", 0.8)),
+        listed(("cat", 0.51), ("dog", 0.51)),  # the best of two classes has half or more: these are two best ones
+        listed(("cat", 0.6), ("cat", 0.4)),
+        {"labels": ["cat", "dog"], "scores": [0.9, 0.8]},
+    ],
+)
+def test_the_best_label_of_each_query_is_still_one(document: object) -> None:
+    answers = Reader(None, 2, ClassNames(TWO)).answers(document, 2)
+    assert len(answers) == 2
+    assert answers.labels[0] == 0
+
+
+def test_an_unknown_access_is_refused_before_a_dry_run_asks(tmp_path: Path) -> None:
+    simulated_bundle().save(tmp_path / "victim.oab")
+    script = Script(lambda _, body: scores(body))
+    with served(script) as url:
+        command = [sys.executable, "-m", "onnxaudit", "check", "--url", url + PATH, "--bundle", str(tmp_path / "victim.oab")]
+        done = subprocess.run(
+            [*command, "--access", "nonsense", "--dry-run"], capture_output=True, text=True, check=False, timeout=60
+        )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--access 'nonsense' is not known" in done.stderr
+    assert not script.posts
+    assert not script.gets

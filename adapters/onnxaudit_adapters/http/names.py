@@ -30,7 +30,8 @@ class ClassNames:
         self._found: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         """How many classes are known by name."""
         return len(self._exact)
 

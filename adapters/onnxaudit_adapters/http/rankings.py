@@ -43,6 +43,16 @@ def answers_of(rankings: Sequence[Ranking], num_classes: int | None) -> Answers:
     return Answers(classes, scores, Access.TOPK, num_classes)
 
 
+def of_all_classes(ranking: Ranking) -> bool:
+    """Whether as many labels as there are classes are the probabilities of all of them, and not the best of a query each.
+
+    The best of C probabilities is 1/C or more, so C best ones sum to one only where each of them is just that.
+    """
+    scores = [score for _, score in ranking]
+    distinct = len({label for label, _ in ranking}) == len(ranking)
+    return distinct and 0 <= min(scores) <= 1 / len(scores) and abs(sum(scores) - 1) <= _SLACK
+
+
 def _ordered(ranking: Ranking) -> list[tuple[int, float]]:
     """Best first; equal scores in the order of the classes."""
     if not ranking:

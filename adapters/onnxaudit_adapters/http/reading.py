@@ -13,7 +13,7 @@ from onnxaudit.answers import Answers
 from onnxaudit.errors import UsageError
 from onnxaudit_adapters.http.dialects import OneAnswerError, answers_from, is_labels, is_scores
 from onnxaudit_adapters.http.names import ClassNames
-from onnxaudit_adapters.http.rankings import Ranking, answers_of, keyed, listed, paired
+from onnxaudit_adapters.http.rankings import Ranking, answers_of, keyed, listed, of_all_classes, paired
 from onnxaudit_adapters.http.strict_json import ReplyError, as_array
 
 _LABEL_FIELDS = ("labels", "label", "predictions", "classes")  # which of several integer arrays are the labels
@@ -89,17 +89,36 @@ class Reader:
         )
 
     def _rankings(self, value: object, n: int) -> _Rankings | None:
-        """The rankings that a document is. A list of as many labels as queries is labels, though each may have its score."""
+        """The rankings that a document is. A list of as many labels as queries is labels, though each may have its score.
+
+        Raises OneAnswerError where they are the classes of one query, of which there are as many.
+        """
         if isinstance(value, list):
             if len(value) != n or n == 1:
                 single = listed(value, self.names)
                 if single is not None:
                     return _Rankings([single])
+            elif n in self._counts():
+                self._refuse_one(listed(value, self.names))
             nested = [self._one(entry) for entry in value] if value and all(map(_is_nested, value)) else []
             rows = [row for row in nested if row is not None]
             return _Rankings(rows) if rows and len(rows) == len(value) else None
         ranking = self._one(value)
-        return None if ranking is None or len(ranking) == n > 1 else _Rankings([ranking])
+        if ranking is None or len(ranking) == n > 1:
+            self._refuse_one(ranking if n in self._counts() else None)
+            return None
+        return _Rankings([ranking])
+
+    def _counts(self) -> tuple[int | None, int]:
+        """How many classes there are, as the victim has them and by name."""
+        return self.num_classes, self.names.count
+
+    def _refuse_one(self, ranking: Ranking | None) -> None:
+        if ranking is not None and of_all_classes(ranking):
+            raise OneAnswerError(
+                f"the reply ranks the {len(ranking)} classes once, and as many queries were sent",
+                "Pass --batch 1 if the server takes one example a request.",
+            )
 
     def _one(self, value: object) -> Ranking | None:
         if isinstance(value, list):
