@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from onnxaudit.audit.scan.sources import gathered
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.registry import open_suspect, weights_beside
+from onnxaudit.sandbox.limits import Limits
+from onnxaudit.sandbox.suspect import open_confined
 from onnxaudit.suspect import InputSpec, Suspect, Target
 from onnxaudit.testing import assert_same, check_adapter
 from tests.conftest import ZOO
@@ -73,6 +76,16 @@ def test_it_answers_as_onnx_runtime_does(tmp_path: Path, model: Path) -> None:
         assert {f"external:{name}": f"sha256:{digest}" for name, digest in weights_beside(b"", model).items()}.items() <= (
             one.card.runtime.items()
         )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="confinement is Linux's")
+def test_a_confined_one_answers_the_same_and_tells_nobody(tmp_path: Path) -> None:
+    """OpenVINO's own telemetry reads and writes the home folder; it is left out, confined or not."""
+    path = converted(ZOO / "suspects/copy.onnx", tmp_path / "copy.xml")
+    queries = np.random.default_rng(2).integers(0, 256, (20, 28, 28, 1), dtype=np.uint8)
+    target = Target(str(path), InputSpec((28, 28, 1), scale=1 / 255), 10, "cpu")
+    with open_suspect(target) as free, open_confined(target, Limits()) as confined:
+        assert np.array_equal(confined.ask(queries).dense(), free.ask(queries).dense())
 
 
 @pytest.mark.parametrize("name", ["copy", "other-lenet", "int8-static"])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, ModuleType
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import numpy as np
@@ -44,6 +45,8 @@ def open_openvino(target: Target) -> OpenvinoSuspect:
     xml, weights = _read(path)
     _check(xml, weights, path)
     wants_cuda(target.device, "OpenVINO", built_for_cuda=False)
+    # what it would tell its makers over the network, and keep in the home folder, is nobody's business
+    sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
     try:
         import openvino
     except ImportError:
