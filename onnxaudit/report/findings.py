@@ -44,6 +44,8 @@ def line_of(report: Report, source: str, content: str | None, settings: str) -> 
     value["looks"] = [dataclasses.asdict(look) for look in report.looks]
     value["line_up"] = report.line_up and dataclasses.asdict(report.line_up)
     value["exports"] = [dataclasses.asdict(export) for export in report.exports]
+    if not report.exports:
+        del value["exports"]
     value["schemes"] = [{name: getattr(scheme, name) for name in SCHEME_NAMES} for scheme in report.schemes]
     value["suspect"] = {**report.suspect, "source": source}
     alone = {"finding": report.finding, "reasons": list(report.reasons)}
