@@ -22,7 +22,7 @@ contracts: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # Every real server that the HTTP dialects are tested with: installs them under .venv-peers (4 GB), runs their tests.
 peers: $(STAMP)

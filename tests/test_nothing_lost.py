@@ -174,7 +174,8 @@ def test_killed_at_any_moment_nothing_answered_is_asked_again_and_the_report_is_
         finally:
             killer.close()
     assert moments > (20 if concurrency == 1 else 7)
-    assert bool(early) == (concurrency > 1)  # with several at once some answers were kept before those that they follow
+    # with several at once answers may be kept before those that they follow, where a kill falls so
+    assert not early or concurrency > 1
 
 
 def test_a_budget_holds_over_a_kill_as_if_there_had_been_none(folder: Path, bundle: Any, concurrency: int) -> None:
