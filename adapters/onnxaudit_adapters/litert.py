@@ -157,7 +157,7 @@ def _interpreter(data: bytes, path: Path, threads: object) -> Any:
     count = threads if isinstance(threads, int) else None
     try:
         return Interpreter(model_content=data, experimental_op_resolver_type=resolver, num_threads=count)
-    except Exception as error:
+    except Exception as error:  # its errors are RuntimeErrors or ValueErrors, by release
         raise ArtefactError(f"{path.name} cannot be run as a LiteRT model: {_reason(error)}", _HINT) from None
 
 

@@ -61,7 +61,7 @@ def open_openvino(target: Target) -> OpenvinoSuspect:
     settings = dict(EXACT) | ({"INFERENCE_NUM_THREADS": threads} if isinstance(threads, int) else {})
     try:
         compiled = core.compile_model(model, "CPU", settings)
-    except Exception as error:
+    except Exception as error:  # its errors are RuntimeErrors or its own, by release
         raise ArtefactError(f"{path.name} cannot be compiled by OpenVINO: {_reason(error)}", _HINT) from None
     beside = {} if weights is None else {f"external:{_bin(path).name}": f"sha256:{hashlib.sha256(weights).hexdigest()}"}
     card = SuspectCard(
