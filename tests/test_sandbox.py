@@ -19,7 +19,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.cli import main
@@ -33,6 +32,7 @@ from onnxaudit.sandbox.syscalls import filter_program
 from onnxaudit.suspect import InputSpec, Target
 from tests.bundles import SHAPE, simulated_bundle
 from tests.conftest import ZOO
+from tests.hostile_models import save_swelling
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="no other kernel has these walls")
 QUERIES = np.random.default_rng(1).integers(0, 256, (6, *SHAPE), dtype=np.uint8)
@@ -214,24 +214,9 @@ def test_the_command(hostile: Callable[[str], Target], tmp_path: Path, capsys: p
     assert _check("https://x", *common, "--sandbox", capsys=capsys)[0] == 2
 
 
-def _swelling(path: Path) -> Path:
-    """A model of 200 bytes that makes 16 GiB while it is opened or run."""
-    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [1 << 16, 1 << 16])
-    nodes = [
-        helper.make_node("Flatten", ["x"], ["flat"]),
-        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
-        helper.make_node("ReduceSum", ["zeros"], ["sum"], keepdims=0),
-        helper.make_node("Add", ["flat", "sum"], ["y"]),
-    ]
-    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 4, 4])
-    graph = helper.make_graph(nodes, "g", [given], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [shape])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
-    return path
-
-
 @linux
 def test_a_small_model_that_swells(tmp_path: Path) -> None:
-    target = Target(str(_swelling(tmp_path / "m.onnx")), InputSpec(SHAPE), device="cpu")
+    target = Target(str(save_swelling(tmp_path / "m.onnx")), InputSpec(SHAPE), device="cpu")
     with pytest.raises(SuspectError, match="1 GiB of memory"), open_confined(target, Limits(memory=1)) as confined:
         confined.ask(QUERIES)
 

@@ -17,6 +17,7 @@ from onnxaudit.evidence.siblings import FEWEST
 from onnxaudit.evidence.siblings import STATISTIC as SIBLING_STATISTIC
 from onnxaudit.interview import interview
 from onnxaudit.registry import adapters, open_suspect
+from onnxaudit.sandbox.opening import Opening
 from onnxaudit.suspect import Target
 
 ROLES_IN_WORDS = {"reference": "references", "training": "helpers", "sibling": "siblings", "surrogate": "surrogates"}
@@ -38,13 +39,13 @@ def model_files(folder: Path, what: str = "known to be independent") -> list[Pat
 
 
 def ask_model(
-    bundle: QueryBundle, target: Target, role: str, name: str, origin: str = ""
+    bundle: QueryBundle, target: Target, role: str, name: str, origin: str = "", opening: Opening = open_suspect
 ) -> tuple[ModelEntry, Answers, Insights]:
     """Ask one model all queries of a bundle; its entry, its answers and what it shows of its inside, not yet in the bundle.
 
     Top-k answers are kept as labels: the bundle stores whole rows or labels.
     """
-    with open_suspect(target) as model:
+    with opening(target) as model:
         answers = interview(model, bundle.queries).answers
         insights = look_inside(bundle, model.inside)
         card = model.card
@@ -98,17 +99,29 @@ def refusal(bundle: QueryBundle, entry: ModelEntry, answers: Answers, pool: Sequ
 
 
 def add_models(
-    bundle: QueryBundle, targets: Sequence[tuple[Target, str]], role: str, progress: Progress, *, strict: bool
+    bundle: QueryBundle,
+    targets: Sequence[tuple[Target, str]],
+    role: str,
+    progress: Progress,
+    *,
+    strict: bool,
+    opening: Opening = open_suspect,
 ) -> QueryBundle:
     """The bundle with the models of all (target, origin) in it. A refused one is an error if ``strict``, else a note."""
-    return screened(bundle, targets, role, progress, strict=strict)[0]
+    return screened(bundle, targets, role, progress, strict=strict, opening=opening)[0]
 
 
 def screened(
-    bundle: QueryBundle, targets: Sequence[tuple[Target, str]], role: str, progress: Progress, *, strict: bool
+    bundle: QueryBundle,
+    targets: Sequence[tuple[Target, str]],
+    role: str,
+    progress: Progress,
+    *,
+    strict: bool,
+    opening: Opening = open_suspect,
 ) -> tuple[QueryBundle, list[int]]:
     """As ``add_models``, and which of the targets are in it."""
-    asked, reasons = _ask_all(bundle, targets, role, progress, strict=strict)
+    asked, reasons = _ask_all(bundle, targets, role, progress, strict=strict, opening=opening)
     taken: list[int] = []
     for number, (target, _) in enumerate(targets):
         reason = reasons.get(number)
@@ -130,14 +143,20 @@ def screened(
 
 
 def _ask_all(
-    bundle: QueryBundle, targets: Sequence[tuple[Target, str]], role: str, progress: Progress, *, strict: bool
+    bundle: QueryBundle,
+    targets: Sequence[tuple[Target, str]],
+    role: str,
+    progress: Progress,
+    *,
+    strict: bool,
+    opening: Opening,
 ) -> tuple[dict[int, tuple[ModelEntry, Answers, Insights]], dict[int, str]]:
     """What every target says, by its place, and why the others cannot be asked; the first of those is raised if ``strict``."""
     report = progress.task(f"asking {ROLES_IN_WORDS[role]}", len(targets))
     asked, reasons = {}, {}
     for number, (target, origin) in enumerate(targets):
         try:
-            asked[number] = ask_model(bundle, target, role, f"{role}-new", origin)
+            asked[number] = ask_model(bundle, target, role, f"{role}-new", origin, opening)
         except OnnxauditError as error:
             if strict:
                 raise

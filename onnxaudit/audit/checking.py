@@ -31,8 +31,10 @@ from onnxaudit.bundle import QueryBundle
 from onnxaudit.early import recover, refuse_leftover
 from onnxaudit.errors import BudgetSpent, SuspectError, UsageError
 from onnxaudit.interview import Interview, interview
+from onnxaudit.registry import open_suspect
 from onnxaudit.report.model import Report
 from onnxaudit.sandbox.limits import Limits
+from onnxaudit.sandbox.opening import Confining
 from onnxaudit.suspect import Suspect, SuspectCard, Target
 from onnxaudit.transcript import SCHEMA, Batch, Transcript
 
@@ -50,8 +52,8 @@ class CheckOptions:
     looks: so many queries of the schemes are asked between looks at the answers; None: all at once. exhibits: single queries are
     wanted in the report. access, target: recorded in the transcript; target is a digest of all that says which suspect a URL and
     its headers mean. label_space: "unknown" where the suspect's labels are not the victim's, so that none is compared. sandbox:
-    limits of the process that the suspect's runtime is confined to; None: it runs here. concurrency: requests that may be on
-    their way at once; None: asked in the thread that calls. autofix: find how the suspect is wired, from control queries alone.
+    limits of the process that a suspect's runtime is confined to, and of each reference's; None: they run here. concurrency:
+    requests on their way at once; None: asked in the thread that calls. autofix: find the wiring, from control queries alone.
     """
 
     alpha: float | None = None
@@ -96,7 +98,9 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
     """
     clock, own = _Clock({"open": round(opened, 4)}), bundle
     if options.references:
-        bundle = _with_references_of(bundle, options.references, options.device, progress, label_free=options.label_free)
+        bundle = _with_references_of(
+            bundle, options.references, options.device, progress, label_free=options.label_free, sandbox=options.sandbox
+        )
         clock.lap("references")
     before = suspect.card.input
     result, stable, inside, search = _interview(bundle, suspect, options, progress)
@@ -136,18 +140,31 @@ def beside(report: Report) -> Mapping[str, Any]:
 
 
 def _with_references_of(
-    bundle: QueryBundle, folder: Path, device: str, progress: Progress, *, label_free: bool = False
+    bundle: QueryBundle,
+    folder: Path,
+    device: str,
+    progress: Progress,
+    *,
+    label_free: bool = False,
+    sandbox: Limits | None = None,
 ) -> QueryBundle:
-    """The bundle with its references replaced by the models in a folder: a judge's own pool. It keeps its id."""
+    """The bundle with its references replaced by the models in a folder: a judge's own pool. It keeps its id.
+
+    sandbox: each of them is confined so, and notes say what was applied.
+    """
+    confining = Confining(sandbox) if sandbox else None
+    opening = confining or open_suspect
     spec, classes, origin = bundle.manifest.input, bundle.manifest.victim.num_classes, f"{GIVEN}, in {folder}"
     if label_free:
-        filled = with_references_of_any(without_references(bundle), folder, device, progress)
+        filled = with_references_of_any(without_references(bundle), folder, device, progress, opening)
     else:
         targets = [(Target(str(file), spec, classes, device), origin) for file in model_files(folder)]
-        filled = add_models(without_references(bundle), targets, "reference", progress, strict=False)
+        filled = add_models(without_references(bundle), targets, "reference", progress, strict=False, opening=opening)
     if not filled.manifest.of_role("reference"):
         raise UsageError(f"none of the models in {folder} can serve as a reference", "See the notes above; nothing was asked.")
-    return dataclasses.replace(filled, id=bundle.id)
+    notes = confining.words(f"the references in {folder}") if confining else []
+    manifest = dataclasses.replace(filled.manifest, pool_notes=(*filled.manifest.pool_notes, *notes))
+    return dataclasses.replace(filled, manifest=manifest, id=bundle.id)
 
 
 def without_references(bundle: QueryBundle) -> QueryBundle:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxaudit.audit.checking import CheckOptions, asked_at_most
-from onnxaudit.audit.running import check_judgeable, opened_suspect
+from onnxaudit.audit.running import check_judgeable
 from onnxaudit.bundle import QueryBundle
+from onnxaudit.sandbox.opening import opened_suspect
 from onnxaudit.suspect import Suspect, SuspectCard, Target
 
 SCHEMA = "onnxaudit.dry-run/1"
@@ -45,7 +46,7 @@ def dry_run(bundle: QueryBundle, source: str, options: CheckOptions, said: Mappi
     classes = None if options.label_free else bundle.manifest.victim.num_classes
     target = Target(source, bundle.manifest.input, classes, options.device, options=dict(http), **said)
     row = bundle.manifest.controls[0]
-    with opened_suspect(target, options.sandbox) as suspect:
+    with opened_suspect(target, None if "://" in source else options.sandbox) as suspect:
         answers = suspect.ask(bundle.queries[row : row + 1])
         names = () if options.label_free else bundle.manifest.class_names
         scores = None if answers.scores is None else answers.scores[0]

@@ -19,8 +19,9 @@ from onnxaudit.bundle import ModelEntry, QueryBundle
 from onnxaudit.errors import OnnxauditError
 from onnxaudit.interview import interview
 from onnxaudit.registry import open_suspect
+from onnxaudit.sandbox.opening import Opening
 from onnxaudit.schemes.alike import adjusted_mutual_information
-from onnxaudit.suspect import Target
+from onnxaudit.suspect import Suspect, Target
 
 UNKNOWN = "unknown"
 """What ``--label-space`` says of a suspect whose labels are not the victim's, or private."""
@@ -28,7 +29,9 @@ SAME_PARTS = 0.98
 """A model whose labels part the queries as nearly as this as the victim's do is the victim under other names."""
 
 
-def with_references_of_any(bundle: QueryBundle, folder: Path, device: str, progress: Progress) -> QueryBundle:
+def with_references_of_any(
+    bundle: QueryBundle, folder: Path, device: str, progress: Progress, opening: Opening = open_suspect
+) -> QueryBundle:
     """The bundle, which has no references, with the models of a folder as references, whatever classes they have.
 
     One that cannot serve is left out with a note: it cannot be asked, is the victim under other names, or is there twice.
@@ -37,7 +40,7 @@ def with_references_of_any(bundle: QueryBundle, folder: Path, device: str, progr
     notes, taken = list(bundle.manifest.pool_notes), list[tuple[ModelEntry, Answers, Insights]]()
     for number, file in enumerate(files):
         try:
-            entry, answers = _asked(bundle, Target(str(file), bundle.manifest.input, None, device), len(taken))
+            entry, answers = _asked(bundle, opening(Target(str(file), bundle.manifest.input, None, device)), len(taken))
             reason = _refusal(bundle, entry, answers, taken)
         except OnnxauditError as error:
             reason = f"cannot be asked: {error}"
@@ -51,9 +54,9 @@ def with_references_of_any(bundle: QueryBundle, folder: Path, device: str, progr
     return dataclasses.replace(filled, manifest=dataclasses.replace(filled.manifest, pool_notes=tuple(notes)))
 
 
-def _asked(bundle: QueryBundle, target: Target, number: int) -> tuple[ModelEntry, Answers]:
+def _asked(bundle: QueryBundle, opened: Suspect, number: int) -> tuple[ModelEntry, Answers]:
     """A model's entry and its answers; top-k answers are kept as labels, as ``ask_model`` does."""
-    with open_suspect(target) as model:
+    with opened as model:
         answers, card = interview(model, bundle.queries).answers, model.card
     if answers.access == Access.TOPK:
         answers = answers.degrade(Access.LABEL)

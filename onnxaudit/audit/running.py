@@ -23,9 +23,9 @@ from onnxaudit.decode import canonical
 from onnxaudit.errors import OnnxauditError, OtherClasses
 from onnxaudit.evidence.calibration import p_floor
 from onnxaudit.fetching import shown_url
-from onnxaudit.registry import open_suspect, reduce_access
+from onnxaudit.registry import reduce_access
 from onnxaudit.report.model import INCONCLUSIVE, Controls, Report
-from onnxaudit.sandbox.limits import Limits
+from onnxaudit.sandbox.opening import opened_suspect
 from onnxaudit.suspect import Suspect, Target
 
 CREDENTIALS = re.compile("auth|cookie|key|token|secret|signature|date", re.IGNORECASE)
@@ -62,10 +62,10 @@ def run_check(
     classes = None if options.label_free else bundle.manifest.victim.num_classes
     private = {"label_space": UNKNOWN} if options.label_free and "://" not in source else {}
     target = Target(source, bundle.manifest.input, classes, options.device, options={**http, **private}, **said)
-    again = _fresh(source, options)
+    again, limits = _fresh(source, options), None if "://" in source else options.sandbox  # else for references alone
     try:
         try:
-            with opened_suspect(target, options.sandbox) as opened:
+            with opened_suspect(target, limits) as opened:
                 return check(bundle, _reduced(opened, level), options, progress, time.perf_counter() - started)
         except OtherClasses as error:
             if not again:
@@ -74,7 +74,7 @@ def run_check(
             if options.evidence:
                 options.evidence.unlink(missing_ok=True)  # it holds a header and no answer
         options = dataclasses.replace(options, label_space=UNKNOWN)
-        with opened_suspect(dataclasses.replace(target, num_classes=None), options.sandbox) as opened:
+        with opened_suspect(dataclasses.replace(target, num_classes=None), limits) as opened:
             return check(bundle, _reduced(opened, level), options, progress, time.perf_counter() - started)
     except (OnnxauditError, KeyboardInterrupt) as error:
         if debug:
@@ -96,15 +96,6 @@ def _fresh(source: str, options: CheckOptions) -> bool:
     """Whether a suspect that turns out to have other classes may be asked anew: it costs nothing, and nothing is lost by it."""
     kept = options.evidence is not None and options.evidence.exists()
     return "://" not in source and not options.label_free and not options.resume and not kept
-
-
-def opened_suspect(target: Target, limits: Limits | None) -> Suspect:
-    """The suspect, in a sandbox where there are limits; a context manager."""
-    if limits is None:
-        return open_suspect(target)
-    from onnxaudit.sandbox.suspect import open_confined  # few checks need it
-
-    return open_confined(target, limits)
 
 
 def _reduced(suspect: Suspect, level: tuple[Access, int] | None) -> Suspect:

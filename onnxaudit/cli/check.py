@@ -17,8 +17,9 @@ from onnxaudit.cli.console import (
     parse_number,
     parse_shape,
 )
+from onnxaudit.cli.options import Sandbox, SandboxLimits, confinement
 from onnxaudit.errors import UsageError
-from onnxaudit.sandbox.limits import Limits, parse_limits
+from onnxaudit.sandbox.limits import Limits
 
 if TYPE_CHECKING:
     from onnxaudit.audit.checking import CheckOptions
@@ -56,12 +57,8 @@ def check(
     ] = False,
     budget: Annotated[int | None, typer.Option(help="Send at most so many queries, retries included.")] = None,
     evidence: Annotated[Path | None, typer.Option(help="Transcript (JSONL). Over HTTP it is kept by default.")] = None,
-    sandbox: Annotated[
-        bool, typer.Option("--sandbox", help="Run the suspect in a process of its own that may do next to nothing.")
-    ] = False,
-    sandbox_limits: Annotated[
-        str | None, typer.Option(help="With --sandbox: GiB, and seconds. Default: memory=8,cpu=3600,wall=600.")
-    ] = None,
+    sandbox: Sandbox = False,
+    sandbox_limits: SandboxLimits = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the transcript; nothing answered is asked again.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     output: Annotated[list[Path] | None, typer.Option("-o", "--output", help="Also write .html, .json, .md or .txt.")] = None,
@@ -137,7 +134,7 @@ def check(
         device,
         looks=_planned(looks, loaded.manifest.looks, url),
         exhibits=any(path.suffix in (".html", ".md") for path in output or []),
-        sandbox=_confinement(sandbox, sandbox_limits, url),
+        sandbox=_confinement(sandbox, sandbox_limits, source, references),
         label_space=parse_choice(label_space, "--label-space", ("same", "unknown")),
         autofix=autofix,
     )
@@ -197,13 +194,11 @@ def _dry_run(
     return 0
 
 
-def _confinement(wanted: bool, said: str | None, url: str | None) -> Limits | None:
+def _confinement(wanted: bool, said: str | None, source: str, references: Path | None) -> Limits | None:
     """The limits of the sandbox, or None where there is to be none."""
-    if url is not None and (wanted or said):
+    if "://" in source and references is None and (wanted or said):
         raise UsageError("--sandbox is for models that run here", "An endpoint runs elsewhere: leave it out.")
-    if said is not None and not wanted:
-        raise UsageError("--sandbox-limits without --sandbox means nothing", "Add --sandbox.")
-    return parse_limits(said) if wanted else None
+    return confinement(wanted, said)
 
 
 def _planned(said: str | None, of_bundle: tuple[int, ...], url: str | None) -> tuple[int, ...] | None:

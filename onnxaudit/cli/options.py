@@ -4,6 +4,9 @@ from typing import Annotated
 
 import typer
 
+from onnxaudit.errors import UsageError
+from onnxaudit.sandbox.limits import Limits, parse_limits
+
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Model = Annotated[str | None, typer.Option(help="module:factory that makes the network for a file of weights.")]
 AllowPickle = Annotated[
@@ -18,4 +21,16 @@ Std = Annotated[str | None, typer.Option(help="Divided by after that.")]
 Layout = Annotated[str | None, typer.Option(help="NCHW or NHWC.")]
 ChannelOrder = Annotated[str | None, typer.Option(help="RGB or BGR.")]
 TrainingJobs = Annotated[int | None, typer.Option("--jobs", help="Processes that train models. Default: one a core.")]
+Sandbox = Annotated[
+    bool,
+    typer.Option("--sandbox", help="Run each model that came from others in a process of its own that may do next to nothing."),
+]
+SandboxLimits = Annotated[str | None, typer.Option(help="With --sandbox: GiB, and seconds. Default: memory=8,cpu=3600,wall=600.")]
 Debug = Annotated[bool, typer.Option("--debug", hidden=True)]
+
+
+def confinement(wanted: bool, said: str | None) -> Limits | None:
+    """The limits of the sandbox, or None where there is to be none. Raises UsageError for limits that mean nothing."""
+    if said is not None and not wanted:
+        raise UsageError("--sandbox-limits without --sandbox means nothing", "Add --sandbox.")
+    return parse_limits(said) if wanted else None

@@ -16,6 +16,7 @@ from onnxaudit.cli.console import (
     parse_number,
     parse_shape,
 )
+from onnxaudit.cli.options import Sandbox, SandboxLimits, confinement
 from onnxaudit.errors import UsageError
 
 
@@ -54,6 +55,8 @@ def scan(
     timeout: Annotated[float, typer.Option(help="HTTP: seconds to wait for a reply.")] = 30.0,
     ca_bundle: Annotated[Path | None, typer.Option(help="HTTP: certificates to trust.")] = None,
     client_cert: Annotated[Path | None, typer.Option(help="HTTP: client certificate with key (PEM).")] = None,
+    sandbox: Sandbox = False,
+    sandbox_limits: SandboxLimits = None,
     debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> int:
     """Check many suspects with several bundles, corrected for their number. Exit 10: some derived, 11: some inconclusive."""
@@ -99,6 +102,7 @@ def scan(
         jobs=jobs,
         address=address,
         cache=cache << 20,
+        sandbox=confinement(sandbox, sandbox_limits),
     )
     console = Console(quiet=json)
     try:

@@ -32,6 +32,7 @@ from onnxaudit.fetching import shown_url
 from onnxaudit.registry import is_endpoint
 from onnxaudit.report.findings import Findings, dumped, references_needed
 from onnxaudit.report.scanned import Summary
+from onnxaudit.sandbox.limits import Limits
 
 REPEATS = 4
 """Queries that an endpoint is asked twice, to see whether its answers are stable; as check does."""
@@ -42,7 +43,8 @@ HTTP_BATCH = 16
 @dataclass(frozen=True, slots=True, eq=False)
 class ScanOptions:
     """How a scan is to be done. alpha None: the bundles'. said: of the suspects' input, by the fields of Target. http: options
-    for endpoints; they never leave this process. cache: bytes that each worker may keep of what it fetched.
+    for endpoints; they never leave this process. cache: bytes that each worker may keep of what it fetched. sandbox: limits
+    of the process that each file's runtime is confined to; None: it runs in the worker.
     """
 
     access: str | None = None
@@ -55,6 +57,7 @@ class ScanOptions:
     jobs: int | None = None
     address: str | None = None
     cache: int = 1 << 30
+    sandbox: Limits | None = None
 
 
 def scan(
@@ -90,6 +93,7 @@ def scan(
             options.output_name,
             uuid.uuid4().hex[:12],
             options.cache,
+            options.sandbox,
         )
         try:
             _ask_all(record, briefing, output, options, progress)

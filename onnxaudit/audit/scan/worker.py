@@ -25,12 +25,14 @@ from onnxaudit.fetching import Cache, shown_url
 from onnxaudit.registry import weights_beside
 from onnxaudit.report.findings import BONFERRONI, Line, adjust, bonferroni, content_of, digest_of, dumped, line_of
 from onnxaudit.report.model import Report
+from onnxaudit.sandbox.limits import Limits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Briefing:
     """What every worker is told once. tests: of the whole scan. settings: a digest of how suspects are asked. said: of their
-    input, by the fields of Target. scan: a name for the folder of what is fetched; cache: bytes of it. Nothing here is secret.
+    input, by the fields of Target. scan: a name for the folder of what is fetched; cache: bytes of it. sandbox: limits of
+    the process that a file's runtime is confined to, if it is. Nothing here is secret.
     """
 
     bundles: tuple[QueryBundle, ...]
@@ -43,6 +45,7 @@ class Briefing:
     output_name: str | None = None
     scan: str = ""
     cache: int = 1 << 30
+    sandbox: Limits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ def _told(source: str) -> str | None:
 
 
 def _checked(briefing: Briefing, number: int, source: str, path: str, content: str | None) -> tuple[str | None, bytes]:
-    options = CheckOptions(briefing.alpha, device=briefing.device)
+    options = CheckOptions(briefing.alpha, device=briefing.device, sandbox=briefing.sandbox)
     report = checked(briefing, number, path, options, {"threads": 1})
     line = written(report, source, briefing.settings, briefing.tests, content)
     return line["scan"]["content"], dumped(line)
