@@ -24,7 +24,6 @@ class Interview:
     """What came of asking. answers: (n,) rows, -1 where the budget ended first. sent counts retries too.
 
     looks: how often answers of this transcript were judged, this time included; more than once only after resuming.
-    wavering: what is to be said of answers that were not repeatable.
     """
 
     answers: Answers
@@ -34,7 +33,6 @@ class Interview:
     seconds: float
     transcript_sha256: str | None = None
     looks: int = 1
-    wavering: tuple[str, ...] = ()
 
 
 def interview(

@@ -172,3 +172,15 @@ def ridge_weights() -> NDArray[np.float32]:
     fitted = np.linalg.solve(x.T @ x + 20 * np.eye(784), x.T @ (np.eye(10)[y] - 0.1))
     weights: NDArray[np.float32] = fitted.astype(np.float32) * 10
     return weights
+
+
+class Noisy(Recorded):
+    """Gives other scores from one batch to the next, the more so the greater ``noise`` is; its labels stay."""
+
+    def __init__(self, bundle: QueryBundle, answers: Answers, noise: float) -> None:
+        super().__init__(bundle, answers, batch=10)
+        self._noise = noise
+
+    def _ask(self, queries: Queries) -> Answers:
+        answers = super()._ask(queries)
+        return Answers.from_scores(answers.dense() / (1 + self._noise * (len(self.batches) % 7)), Access.LOGITS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -22,13 +23,11 @@ from urllib.parse import quote, quote_plus
 import numpy as np
 import pytest
 
-from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.checking import CheckOptions, check
 from onnxaudit.audit.progress import Silent
 from onnxaudit.errors import BudgetSpent, SuspectError
-from onnxaudit.suspect import Queries
 from onnxaudit_adapters.http.pacing import Lanes, Pace
-from tests.bundles import Recorded, simulated_bundle
+from tests.bundles import Noisy, Recorded, simulated_bundle
 from tests.http_script import (
     EXPECTED,
     METADATA,
@@ -492,16 +491,18 @@ def test_rule_10_one_query_in_a_hundred_is_asked_twice_and_at_least_four(monkeyp
 
 
 def test_rule_10_answers_that_are_not_repeatable_are_reported() -> None:
-    class Noisy(Recorded):
-        """Scores differ from time to time: never so much that another class would be the best."""
-
-        def _ask(self, queries: Queries) -> Answers:
-            answers = super()._ask(queries)
-            return Answers.from_scores(answers.dense() * (1 + 0.01 * len(self.batches)), Access.LOGITS)
-
     bundle = simulated_bundle(3)
-    report = check(bundle, Noisy(bundle, bundle.answers["victim"], batch=10), CheckOptions(repeat=4), Silent())
+    report = check(bundle, Noisy(bundle, bundle.answers["victim"], 0.001), CheckOptions(repeat=4), Silent())
     (words,) = [words for words in report.conditions if "asked twice" in words]
-    assert words.startswith("of 4 queries asked twice, 4 got other scores, by up to ")
+    assert re.fullmatch(r"of 4 queries asked twice, 4 got other scores, by up to [0-9.e-]+ in probability", words)
+    assert report.suspect["access"] == "logits"
     steady = check(bundle, Recorded(bundle, bundle.answers["victim"], batch=10), CheckOptions(repeat=4), Silent())
     assert not any("asked twice" in words for words in steady.conditions)
+
+
+def test_rule_10_a_stochastic_suspect_is_judged_by_its_labels() -> None:
+    bundle = simulated_bundle(3)
+    report = check(bundle, Noisy(bundle, bundle.answers["victim"], 0.5), CheckOptions(repeat=4), Silent())
+    assert report.suspect["access"] == "label"
+    (words,) = [words for words in report.conditions if "asked twice" in words]
+    assert words.endswith("more than 0.05, so that labels alone are compared")

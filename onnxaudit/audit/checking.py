@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,28 @@ from numpy.typing import NDArray
 from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import add_models, model_files
+from onnxaudit.audit.concluding import Heard, conclude
 from onnxaudit.audit.exhibiting import exhibits_of
 from onnxaudit.audit.insights import Insights, askable, insights_of, look_inside
 from onnxaudit.audit.judging.comparing import Comparison
 from onnxaudit.audit.judging.conditions import GIVEN
-from onnxaudit.audit.judging.judging import judge, look_through, planned_order
+from onnxaudit.audit.judging.judging import look_through, planned_order
 from onnxaudit.audit.judging.looking import Schedule, asking_order
 from onnxaudit.audit.label_spaces import UNKNOWN, with_references_of_any
 from onnxaudit.audit.once import once
 from onnxaudit.audit.progress import Progress
-from onnxaudit.audit.wiring import Searched, explained, wire
+from onnxaudit.audit.repeating import Repeats, repeatable
+from onnxaudit.audit.wiring import wire
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.early import recover, refuse_leftover
-from onnxaudit.errors import BudgetSpent, SuspectError, UsageError
+from onnxaudit.errors import UsageError
 from onnxaudit.interview import Interview, interview
 from onnxaudit.registry import open_suspect
 from onnxaudit.report.model import Report
 from onnxaudit.sandbox.limits import Limits
 from onnxaudit.sandbox.opening import Confining
 from onnxaudit.suspect import Suspect, SuspectCard, Target
-from onnxaudit.transcript import SCHEMA, Batch, Transcript
+from onnxaudit.transcript import SCHEMA, Transcript
 
 REPEATS = 8
 """Queries asked again after resuming."""
@@ -102,41 +103,14 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
             bundle, options.references, options.device, progress, label_free=options.label_free, sandbox=options.sandbox
         )
         clock.lap("references")
-    before = suspect.card.input
-    result, stable, inside, search = _interview(bundle, suspect, options, progress)
+    result, heard = _interview(bundle, suspect, options, progress)
     clock.lap("ask")
-    judged = partial(
-        judge,
-        card=suspect.card,
-        answers=result.answers,
-        alpha=options.alpha,
-        stable=stable,
-        looks=result.looks,
-        inside=inside,
-        planned=options.looks,
-        label_free=options.label_free,
-    )
-    report = judged(bundle)
-    report = dataclasses.replace(report, conditions=(*report.conditions, *result.wavering))
-    if own is not bundle and own.manifest.of_role("reference"):
-        report = dataclasses.replace(report, own_pool=beside(judged(own)))
+    report = conclude(bundle, own, suspect.card, heard, alpha=options.alpha, planned=options.looks, label_free=options.label_free)
     clock.lap("detect")
     queries = {"sent": result.sent, "reused": result.reused, "failed": result.failed}
-    report = explained(report, bundle, result.answers, before, search)
-    exhibits = exhibits_of(bundle, result.answers) if options.exhibits and not options.label_free else ()
+    exhibits = exhibits_of(bundle, heard.trusted) if options.exhibits and not options.label_free else ()
     sealed = result.transcript_sha256
     return dataclasses.replace(report, queries=queries, seconds=clock.seconds, transcript_sha256=sealed, exhibits=exhibits)
-
-
-def beside(report: Report) -> Mapping[str, Any]:
-    """What the bundle's own references say, to be shown beside what others do; it decides nothing."""
-    return {
-        "references": report.bundle["references"],
-        "finding": report.finding,
-        "p_value": report.p_value,
-        "p_floor": report.p_floor,
-        "reasons": list(report.reasons),
-    }
 
 
 def _with_references_of(
@@ -177,11 +151,8 @@ def without_references(bundle: QueryBundle) -> QueryBundle:
     return dataclasses.replace(bundle, manifest=manifest, answers=answers, insights=insights)
 
 
-def _interview(
-    bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress: Progress
-) -> tuple[Interview, bool, Insights, Searched | None]:
-    """Ask, in an order fixed by the bundle where the budget may end early; then repeat some. True: the same answers
-    again.
+def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress: Progress) -> tuple[Interview, Heard]:
+    """Ask, in an order fixed by the bundle where the budget may end early; and some of it again.
 
     Also what the suspect shows of its inside, if a scheme looks there, and how its wiring was found, if that is wanted. All of
     it is in the transcript before it is judged.
@@ -192,7 +163,7 @@ def _interview(
             "Craft it with labelled data, or say how the suspect is wired: --scale, --layout, --channel-order.",
         )
     plan = None if options.looks is None else planned_order(bundle, options.looks)
-    order = _order(bundle, plan, options)
+    order, before = _order(bundle, plan, options), suspect.card.input
     transcript = None
     if options.evidence:
         refuse_leftover(options.evidence, resume=options.resume)
@@ -218,6 +189,7 @@ def _interview(
         inside = look_inside(bundle, suspect.inside)
         if transcript:
             transcript.show(inside)
+        again = Repeats(bundle.queries, suspect, repeat, options.budget, transcript)
         result = interview(
             suspect,
             bundle.queries,
@@ -226,24 +198,28 @@ def _interview(
             transcript=transcript,
             progress=report,
             pauses=plan.stops if plan else (),
-            enough=_enough(bundle, options, inside) if plan else None,
+            enough=_enough(bundle, options, inside, again) if plan else None,
             concurrency=options.concurrency,
         )
         if wired:
             result = wired.settled(result)
-        if options.budget is not None:
-            repeat = min(repeat, max(0, options.budget - result.sent))
-        result, again = _repeat(bundle, suspect, result, repeat, transcript)
-        repeats = transcript.repeats if transcript else again
-        stable = steady(result.answers, repeats) and (bool(again) or not result.reused)
-        result = dataclasses.replace(result, wavering=wavering(result.answers, repeats))
+        result = again.counted(result)
         if transcript:
             transcript.end(result.sent, result.failed)
             result = dataclasses.replace(result, transcript_sha256=transcript.sha256)
     finally:
         if transcript:
             transcript.close()
-    return result, stable, inside, wired.searched if wired else None
+    heard = Heard(
+        result.answers,
+        tuple(again.batches),
+        again.asked > 0,
+        result.reused,
+        result.looks,
+        inside,
+        (before, wired.searched if wired else None),
+    )
+    return result, heard
 
 
 def _mends(options: CheckOptions) -> bool:
@@ -268,14 +244,21 @@ def asked_at_most(bundle: QueryBundle, options: CheckOptions) -> tuple[NDArray[n
     return order, _repeats(options, len(order))
 
 
-def _enough(bundle: QueryBundle, options: CheckOptions, inside: Insights) -> Callable[[Answers], bool]:
-    """Whether what was answered so far decides."""
+def _enough(bundle: QueryBundle, options: CheckOptions, inside: Insights, again: Repeats) -> Callable[[Answers], bool]:
+    """Whether what was answered so far decides, and also what of it came the same way again."""
     level, looks = options.alpha or bundle.manifest.alpha, options.looks or ()
     known: dict[int, Comparison] = {}
 
-    def enough(answers: Answers) -> bool:
+    def decided(answers: Answers, known: dict[int, Comparison]) -> bool:
         seen = look_through(bundle, answers, level, looks, inside, known, label_free=options.label_free)
         return seen is not None and seen.decided
+
+    def enough(answers: Answers) -> bool:
+        if not decided(answers, known):
+            return False
+        again.ask(answers)
+        trusted = repeatable(answers, again.batches)
+        return trusted is answers or decided(trusted, {})
 
     return enough
 
@@ -287,52 +270,6 @@ def _begin(transcript: Transcript, bundle: QueryBundle, card: SuspectCard, optio
     for entry in bundle.manifest.of_role("reference") if options.references else ():
         transcript.refer(entry, bundle.answers[entry.id])
         transcript.show(insights_of(bundle, entry.id), entry.id)
-
-
-def _repeat(
-    bundle: QueryBundle, suspect: Suspect, result: Interview, repeat: int, transcript: Transcript | None
-) -> tuple[Interview, list[Batch]]:
-    """Ask the first so many answered queries once more; nothing comes back where the budget does not allow it.
-
-    Some are always repeated after resuming, to see that the suspect is still the one that gave the kept answers.
-    """
-    rows = np.flatnonzero(result.answers.answered)[:repeat]
-    if not len(rows):
-        return result, []
-    again: list[Batch] = []
-    asked = 0
-    try:
-        for answers in suspect.parts(bundle.queries[rows]):
-            part = rows[asked : asked + len(answers)]
-            asked += len(part)
-            if transcript:
-                transcript.repeat(part, answers)
-            again.append((part, answers))
-    except BudgetSpent:  # retries used up what was kept for this
-        pass
-    except SuspectError:
-        if not again:
-            raise
-    sent = getattr(suspect, "queries_sent", result.sent + asked)
-    return dataclasses.replace(result, sent=sent), again
-
-
-def steady(answers: Answers, repeats: Sequence[Batch]) -> bool:
-    """Whether all queries that were asked twice got the same label again, in whichever run."""
-    return all(bool((again.labels == answers.labels[rows]).all()) for rows, again in repeats)
-
-
-def wavering(answers: Answers, repeats: Sequence[Batch]) -> tuple[str, ...]:
-    """What to say of queries that were asked twice and got other scores, in whichever run; nothing where none did."""
-    asked, other, most = 0, 0, 0.0
-    for rows, again in repeats:
-        first = answers.take(rows)
-        asked += len(rows)
-        if first.scores is None or again.scores is None or first.num_classes is None or again.num_classes is None:
-            continue
-        apart = np.abs(first.dense() - again.dense()).max(axis=1, initial=0.0)
-        other, most = other + int((apart > 0).sum()), max(most, float(apart.max(initial=0.0)))
-    return (f"of {asked} queries asked twice, {other} got other scores, by up to {most:.2g}",) if other else ()
 
 
 def _header(bundle: QueryBundle, card: SuspectCard, options: CheckOptions) -> dict[str, Any]:

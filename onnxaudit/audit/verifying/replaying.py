@@ -7,18 +7,17 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import control_accuracy, with_models
-from onnxaudit.audit.checking import beside, steady, wavering, without_references
-from onnxaudit.audit.judging.judging import judge
+from onnxaudit.audit.checking import without_references
+from onnxaudit.audit.concluding import Heard, conclude
 from onnxaudit.audit.label_spaces import UNKNOWN
 from onnxaudit.audit.verifying.records import read_json, read_transcript
-from onnxaudit.audit.wiring import explained, searched_again
+from onnxaudit.audit.wiring import searched_again
 from onnxaudit.bundle import ModelEntry, QueryBundle, load
 from onnxaudit.decode import canonical, decode
 from onnxaudit.errors import ArtefactError, UsageError
@@ -159,22 +158,23 @@ def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
     used = _with_references(bundle, run, facts.pool_notes or (), where, label_free=label_free) if given else bundle
     searched = searched_again(used, header.input, record.probes, record.wired) if header.autofix else None
     spec = searched.spec if searched else header.input
-    judged = partial(
-        judge,
-        card=SuspectCard(asked.source, asked.kind, spec, classes, asked.sha256, runtime=facts.runtime),
-        answers=answers,
+    report = conclude(
+        used,
+        bundle,
+        SuspectCard(asked.source, asked.kind, spec, classes, asked.sha256, runtime=facts.runtime),
+        Heard(
+            answers,
+            tuple(repeats),
+            bool(run.again),
+            run.known,
+            max(1, len(record.looks)),
+            {kind: seen for model, kind, seen in run.shown if model == "suspect"},
+            (header.input, searched),
+        ),
         alpha=facts.alpha,
-        stable=steady(answers, repeats) and (bool(run.again) or not run.known),
-        looks=max(1, len(record.looks)),
-        inside={kind: seen for model, kind, seen in run.shown if model == "suspect"},
         planned=header.looks,
         label_free=label_free,
     )
-    report = judged(used)
-    if given and bundle.manifest.of_role("reference"):
-        report = dataclasses.replace(report, own_pool=beside(judged(bundle)))
-    report = explained(report, used, answers, header.input, searched)
-    report = dataclasses.replace(report, conditions=(*report.conditions, *wavering(answers, repeats)))
     queries = {"sent": run.sent or 0, "reused": run.known, "failed": run.failed or 0}
     return dataclasses.replace(report, queries=queries, tool=facts.tool, transcript_sha256=record.digest)
 
