@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from onnxaudit.answers import Answers
 from onnxaudit.decode import canonical, parse
 from onnxaudit.errors import ArtefactError, UsageError
-from onnxaudit.transcript import Batch, Transcript, from_entry, to_entry, write_whole
+from onnxaudit.record import Batch, from_entry, to_entry
+from onnxaudit.transcript import Transcript, write_whole
 
 
 class Early:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeAlias, cast, final
@@ -197,6 +197,12 @@ class Suspect(ABC):
     def spent(self, queries: int) -> None:  # noqa: B027 - most suspects have no budget
         """So many queries of the budget were sent by an earlier run that is gone on with."""
 
+    def tell_lost(self, note: Callable[[int], None]) -> None:  # noqa: B027 - most suspects lose none
+        """Have ``note`` told, at once and from whichever thread, how many queries came to nothing so far."""
+
+    def lose(self, queries: int) -> None:  # noqa: B027 - as above
+        """So many queries were answered, and what came back is of no use: it filled up a batch, or is nonsense."""
+
     @final
     def ask(self, queries: Queries) -> Answers:
         """Answers to all queries, split into batches the suspect takes; both directions are checked.
@@ -238,10 +244,16 @@ class Suspect(ABC):
         except Exception as error:  # each runtime has errors of its own
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise SuspectError(f"{self.card.source} failed to answer: {reason[:200]}") from error
-        if len(answers) != len(queries):
-            raise SuspectError(f"{self.card.source} gave {len(answers)} answers to {len(queries)} queries")
-        answers = answers.take(slice(0, n)) if len(queries) > n else answers
-        return self._checked(answers)
+        try:
+            if len(answers) != len(queries):
+                raise SuspectError(f"{self.card.source} gave {len(answers)} answers to {len(queries)} queries")
+            checked = self._checked(answers.take(slice(0, n)) if len(queries) > n else answers)
+        except OnnxauditError:
+            self.lose(len(queries))
+            raise
+        if len(queries) > n:
+            self.lose(len(queries) - n)
+        return checked
 
     def _checked(self, answers: Answers) -> Answers:
         if answers.scores is not None and not np.isfinite(answers.scores).all():

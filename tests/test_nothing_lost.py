@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from onnxaudit.audit.checking import REPEATS
+from onnxaudit.audit.verifying.verifying import VerifyOptions, verify_file
 from onnxaudit.transcript import Transcript
 from tests.bundles import QUERIES
 from tests.http_script import METADATA, PATH, Answer, Script, as_json, served
@@ -197,6 +198,56 @@ def test_a_budget_holds_over_a_kill_as_if_there_had_been_none(folder: Path, bund
                 assert len(kept) + server.asked(f"again {moment}").total() <= 64
         finally:
             killer.close()
+
+
+class Grudging(Server):
+    """Answers one POST in four with 503 or 429, never the first. refused: queries of each run that came to nothing."""
+
+    def __init__(self, bundle: Any) -> None:
+        super().__init__(bundle)
+        self.refused: Counter[str] = Counter()
+        self.script.answer = self.sometimes
+        self.turn = threading.Lock()
+        self.posts = 0
+
+    def sometimes(self, number: int, body: bytes) -> Answer:
+        headers, _ = self.script.requests[number - 1]
+        with self.turn:
+            self.posts += 1
+            bad = self.posts % 4 == 3
+        if not bad:
+            return self.answer(body)
+        self.refused[headers["Authorization"]] += len(self.read(body)[1])
+        return (503 if self.posts % 8 == 3 else 429), {}, b"later"
+
+
+def test_tries_that_failed_before_a_kill_count_against_the_budget_of_the_run_that_goes_on(
+    folder: Path, bundle: Any, concurrency: int
+) -> None:
+    server, budget, spent_before = Grudging(bundle), 100, 0
+    with served(server.script) as base:
+        killer = Killer(folder, base + PATH)
+        try:
+            for moment in (13, 16, 19):
+                server.posts = 0
+                evidence = folder / f"grudging-{concurrency}-{moment}.jsonl"
+                assert killer.run(evidence, concurrency, moment, run=f"killed {moment}", budget=budget) is None
+                kept, refused = len(recorded(evidence)), server.refused[f"killed {moment}"]
+                noted = max((json.loads(line).get("lost", 0) for line in evidence.read_bytes().split(b"\n")[:-1]), default=0)
+                server.posts = 0
+                report = killer.run(evidence, concurrency, run=f"again {moment}", budget=budget)
+                again = server.asked(f"again {moment}").total()
+                assert again <= budget - kept - noted
+                assert refused - noted in (0, BATCH)  # the killed write may have been the note itself
+                if concurrency == 1:  # and all of the budget is used
+                    assert report is not None
+                    assert again == budget - kept - noted
+                spent_before += noted
+                said = list(verify_file(folder / "report.json", VerifyOptions(lambda: folder / "b.oab", evidence)))
+                assert any("the same words and numbers" in words for words in said)
+        finally:
+            killer.close()
+    assert spent_before >= 2 * BATCH
 
 
 def test_several_at_once_keep_the_order_whatever_order_replies_come_in(folder: Path, bundle: Any) -> None:

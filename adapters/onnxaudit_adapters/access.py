@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from onnxaudit.answers import Access, Answers
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import InputSpec, Queries, Suspect, SuspectCard
@@ -32,6 +34,7 @@ class Reduced(Suspect):
         given = answers.classes.shape[1]
         short = self._access == answers.access == Access.TOPK and given < self._k != answers.num_classes
         if answers.access < self._access or short:
+            self.lose(len(queries))
             gives = f"topk:{given}" if answers.access == Access.TOPK else answers.access.word
             asked = f"topk:{self._k}" if self._access == Access.TOPK else self._access.word
             raise UsageError(f"--access {asked}: {self.card.source} gives {gives} only", f"Use --access {gives} or less.")
@@ -44,6 +47,14 @@ class Reduced(Suspect):
     def spent(self, queries: int) -> None:
         """As of the wrapped suspect."""
         self._suspect.spent(queries)
+
+    def tell_lost(self, note: Callable[[int], None]) -> None:
+        """As of the wrapped suspect."""
+        self._suspect.tell_lost(note)
+
+    def lose(self, queries: int) -> None:
+        """As of the wrapped suspect."""
+        self._suspect.lose(queries)
 
     def rewire(self, spec: InputSpec) -> None:
         """Have the wrapped suspect encode queries so."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,14 @@ class Rewired(Suspect):
     def spent(self, queries: int) -> None:
         """As of the wrapped suspect."""
         self._suspect.spent(queries)
+
+    def tell_lost(self, note: Callable[[int], None]) -> None:
+        """As of the wrapped suspect."""
+        self._suspect.tell_lost(note)
+
+    def lose(self, queries: int) -> None:
+        """As of the wrapped suspect."""
+        self._suspect.lose(queries)
 
     def close(self) -> None:
         """Close the wrapped suspect."""

@@ -80,6 +80,14 @@ class HttpSuspect(Suspect):
         """So many queries of the budget are gone."""
         self._transport.spent = queries
 
+    def tell_lost(self, note: Callable[[int], None]) -> None:
+        """Of every try that fails, before the next."""
+        self._transport.told = note
+
+    def lose(self, queries: int) -> None:
+        """Counted with those of tries that failed."""
+        self._transport.lose(queries)
+
     def _ask(self, queries: Queries) -> Answers:
         """Raises BudgetSpent before a request that the budget does not cover, SmallerBatch as ``ask_once``; else as ``ask``."""
         card = self.card

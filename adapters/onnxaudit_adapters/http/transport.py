@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import requests
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
-from onnxaudit.errors import BudgetSpent, Stopped, SuspectError, UsageError
+from onnxaudit.errors import BudgetSpent, OnnxauditError, Stopped, SuspectError, UsageError
 from onnxaudit_adapters.http.deadlines import WholeReplies
 from onnxaudit_adapters.http.dialects import Reply, Request
 from onnxaudit_adapters.http.options import Address, HttpOptions
@@ -71,7 +71,8 @@ class Transport:
     """One server. Threads may share it.
 
     attempts: requests sent for queries. queries_sent: queries in them, retries included. spent: queries of the budget that an
-    earlier run sent.
+    earlier run sent. lost: queries that were sent and came to nothing; ``told`` hears of
+    it each time, before anything is tried again.
 
     clock: seconds, never set back. sleep: takes seconds; None: until then or until it is stopped. jitter: in [0, 1).
     """
@@ -88,6 +89,8 @@ class Transport:
         self.attempts = 0
         self.queries_sent = 0
         self.spent = 0
+        self.lost = 0
+        self.told: Callable[[int], None] = lambda _: None
         self.shown = address.shown
         self._address = address
         self._options = options
@@ -157,8 +160,14 @@ class Transport:
         while True:
             with self._lanes:
                 sent = self._charge(request.queries)
-                found = self._exchange("POST", request.address.url, request.body, request.headers)
-                understood = self._understood(found, read) if isinstance(found, Reply) and found.ok else found
+                try:
+                    found = self._exchange("POST", request.address.url, request.body, request.headers)
+                    understood = self._understood(found, read) if isinstance(found, Reply) and found.ok else found
+                except OnnxauditError:
+                    self.lose(request.queries)
+                    raise
+                if not isinstance(understood, _Understood):
+                    self.lose(request.queries)
             if isinstance(understood, _Understood):
                 self._succeeded = True
                 self._pace.recover(request.queries)
@@ -174,6 +183,13 @@ class Transport:
                 retries += 1
             else:
                 raise self._fatal(understood, 1 + retries + waits)
+
+    def lose(self, queries: int) -> None:
+        """So many queries that were sent came to nothing."""
+        with self._lock:
+            self.lost += queries
+            lost = self.lost
+        self.told(lost)
 
     def _understood(self, reply: Reply, read: Callable[[Reply], T]) -> _Understood[T] | Fault:
         try:
