@@ -178,6 +178,7 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
                 options = dataclasses.replace(options, budget=max(0, options.budget - transcript.unfinished))
                 suspect.spent(transcript.unfinished)
             _begin(transcript, bundle, suspect.card, options)
+            suspect.tell_lost(transcript.lose)
         report = progress.task("asking the suspect", len(order))
         budget = options.budget
         if budget is not None and budget > reserve:
