@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
+from onnxaudit.archives import read_file
 from onnxaudit.errors import ArtefactError, SuspectError, UsageError, missing_extra
 from onnxaudit.suspect import Queries, Suspect, SuspectCard, Target
 from onnxaudit_adapters.devices import wants_cuda
@@ -22,6 +23,9 @@ from onnxaudit_adapters.outputs import choose, class_names_of, read_output
 from onnxaudit_adapters.signature import Signature, read_signature
 
 IDENTIFIER = b"TFL3"
+_MOST_BYTES = 1 << 32
+"""Of a file: tables reach 2 GiB, and buffers may follow them."""
+_MOST_BUFFERS = 1 << 18
 _HINT = "Copy or convert it again."
 _FLOATS = ("float32", "float16", "float64")
 _WHOLE = ("int8", "uint8", "int16")
@@ -64,10 +68,7 @@ def open_litert(target: Target) -> LitertSuspect:
     from elsewhere; UsageError without LiteRT, or if it does not take one image or vector.
     """
     path = Path(target.source)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ArtefactError(f"{path.name} cannot be read: {error.strerror or error}") from None
+    data = read_file(path, _MOST_BYTES)
     if data[4:8] != IDENTIFIER:
         raise ArtefactError(f"{path.name} is no LiteRT model", _HINT)
     wants_cuda(target.device, "LiteRT", built_for_cuda=False)
@@ -152,7 +153,7 @@ def _interpreter(data: bytes, path: Path, threads: object) -> Any:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ImportError:
         raise missing_extra("LiteRT", "litert") from None
-    _check(data, path)
+    check_model(data, path)
     resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     count = threads if isinstance(threads, int) else None
     try:
@@ -161,7 +162,7 @@ def _interpreter(data: bytes, path: Path, threads: object) -> Any:
         raise ArtefactError(f"{path.name} cannot be run as a LiteRT model: {_reason(error)}", _HINT) from None
 
 
-def _check(data: bytes, path: Path) -> None:
+def check_model(data: bytes, path: Path) -> None:
     """Raise ArtefactError if a model takes data from other files, or from outside of this one.
 
     LiteRT verifies the rest of the file itself, but adds up where a buffer ends in 64 bits.
@@ -171,10 +172,13 @@ def _check(data: bytes, path: Path) -> None:
     try:
         model = schema.Model.GetRootAs(data, 0)
         elsewhere = any(getattr(model, f"{name}Length", lambda: 0)() for name in ("ExternalBuffers", "ExternalBufferGroups"))
-        buffers = (model.Buffers(place) for place in range(model.BuffersLength()))
+        many = model.BuffersLength() > _MOST_BUFFERS  # a list is as long as it says, and may lie in itself
+        buffers = () if many else (model.Buffers(place) for place in range(model.BuffersLength()))
         outside = any(buffer.Offset() + buffer.Size() > len(data) for buffer in buffers)
     except Exception as error:  # struct.error and others, from bytes that lead nowhere
         raise ArtefactError(f"{path.name} is damaged: {_reason(error)}", _HINT) from None
+    if many:
+        raise ArtefactError(f"{path.name} has more buffers than a model has", "It is not safe to open.")
     if elsewhere or outside:
         where = "in other files" if elsewhere else "outside of the file"
         raise ArtefactError(f"{path.name} keeps weights {where}", "It is not safe to open.")

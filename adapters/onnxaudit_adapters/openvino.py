@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
+from onnxaudit.archives import read_file
 from onnxaudit.errors import ArtefactError, SuspectError, UsageError, missing_extra
 from onnxaudit.suspect import Queries, Suspect, SuspectCard, Target
 from onnxaudit_adapters.devices import wants_cuda
@@ -32,6 +33,9 @@ EXACT: Mapping[str, object] = MappingProxyType(
     }
 )
 _WIDTHS = ("64", "32", "16", "8", "4", "2", "1")
+_MOST_XML = 1 << 26
+"""Bytes of a .xml; as a tree it takes many times as much. Those of the largest networks have a few MiB."""
+_MOST_DIMS, _MOST_DIM = 64, 1 << 64
 _HINT = "Copy both files or convert it again."
 
 
@@ -43,7 +47,7 @@ def open_openvino(target: Target) -> OpenvinoSuspect:
     """
     path = Path(target.source)
     xml, weights = _read(path)
-    _check(xml, weights, path)
+    check_ir(xml, weights, path)
     wants_cuda(target.device, "OpenVINO", built_for_cuda=False)
     # what it would tell its makers over the network, and keep in the home folder, is nobody's business
     sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
@@ -129,17 +133,17 @@ def _read(path: Path) -> tuple[bytes, bytes | None]:
     """The bytes of both files; None for weights that are not there."""
     beside = _bin(path)
     try:
-        xml = path.read_bytes()
+        xml = read_file(path, _MOST_XML)
         if not beside.exists() and not beside.is_symlink():
             return xml, None
         if not beside.is_file() or not beside.resolve().is_relative_to(path.parent.resolve()):
             raise ArtefactError(f"{path.name} keeps weights outside its own folder ({beside.name})", "It is not safe to open.")
-        return xml, beside.read_bytes()
+        return xml, read_file(beside)
     except OSError as error:
         raise ArtefactError(f"{path.name} cannot be read: {error.strerror or error}") from None
 
 
-def _check(xml: bytes, weights: bytes | None, path: Path) -> None:
+def check_ir(xml: bytes, weights: bytes | None, path: Path) -> None:
     """Raise ArtefactError unless this is an IR whose constants all lie inside its weights.
 
     OpenVINO opens by content: ONNX in a ``.xml`` would be read too, with files that it names. It works out sizes in 64 bits,
@@ -168,10 +172,10 @@ def _outside(element: ElementTree.Element, available: int) -> str:
     """What is wrong with where a constant lies; "" if nothing is."""
     try:
         start, size = int(element.attrib["offset"]), int(element.attrib["size"])
-        dims = [int(part) for part in element.get("shape", "").split(",") if part.strip()]
+        dims = [int(part) for part in element.get("shape", "").split(",", _MOST_DIMS) if part.strip()]
     except ValueError:
         return "has no sensible size"
-    if start < 0 or size < 0 or any(dim < 0 for dim in dims):
+    if start < 0 or size < 0 or any(not 0 <= dim <= _MOST_DIM for dim in dims):
         return "has no sensible size"
     if start + size > available:
         return f"ends at byte {start + size} of {available}"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxaudit.answers import Answers
-from onnxaudit.archives import open_archive, sniff
+from onnxaudit.archives import open_archive, read_file, sniff
 from onnxaudit.errors import ArtefactError, OnnxauditError, SuspectError, UsageError, missing_extra
 from onnxaudit.suspect import Queries, Suspect, SuspectCard, Target
 from onnxaudit_adapters.outputs import class_names_of, read_output
@@ -38,7 +38,7 @@ def open_sklearn(target: Target) -> SklearnSuspect:
     kind = sniff(path)
     if kind != "unknown":
         raise ArtefactError(f"{path.name} is no skops file but {'a pickle' if kind == 'pickle' else kind}", _HINT)
-    data = path.read_bytes()
+    data = read_file(path)
     if not data.startswith(b"PK\x03\x04") or _SCHEMA not in _members(path):
         raise ArtefactError(f"{path.name} is no skops file", _HINT)
     return estimator_suspect(target, _loaded(data, path), hashlib.sha256(data).hexdigest())

@@ -46,12 +46,16 @@ LOADERS = frozenset(
     for name in ("Object", "Tree", "Dict", "DefaultDict", "List", "Set", "Tuple", "Json", "Type", "NdArray", "Slice", "Cached")
 ) | frozenset(("RandomStateNode", "RandomGeneratorNode"))
 _MOST_CLASSES = 1 << 20
+_MOST_SCHEMA = 1 << 25
+"""Bytes of a schema; as objects it takes many times as much. That of a thousand trees has a few MiB."""
 
 
 def screen_schema(data: bytes, path: Path) -> None:
     """Raise ArtefactError if a file would build a part of scikit-learn that is not listed here, or a tree of odd sizes."""
     try:
         with ZipFile(io.BytesIO(data)) as archive:
+            if archive.getinfo("schema.json").file_size > _MOST_SCHEMA:
+                raise ArtefactError(f"{path.name} has a schema of more bytes than a model has", "It is not safe to open.")
             for node in _nodes(json.loads(archive.read("schema.json"))):
                 name = f"{node.get('__module__')}.{node.get('__class__')}"
                 tree = node.get("__loader__") == "TreeNode" or name == TREE

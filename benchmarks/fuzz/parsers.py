@@ -9,7 +9,6 @@ import functools
 import hashlib
 import io
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.fuzz.doors import litert, openvino, skops
+from benchmarks.fuzz.scratch import folder, put
 from onnxaudit.answers import Access, Answers
 from onnxaudit.archives import screen_exported, screen_torchscript, sniff
 from onnxaudit.audit.verifying.attesting import _committed
@@ -48,21 +49,9 @@ MOST = 1 << 20
 
 
 @functools.cache
-def folder() -> Path:
-    """A folder for what a parser reads from a file."""
-    return Path(tempfile.mkdtemp(prefix="onnxaudit-fuzz-"))
-
-
-@functools.cache
 def _own() -> QueryBundle:
     """A sound bundle, saved."""
     return simulated_bundle(4).save(folder() / "own.oab", force=True)
-
-
-def _file(name: str, data: bytes) -> Path:
-    path = folder() / name
-    path.write_bytes(data)
-    return path
 
 
 def _json(data: bytes) -> Any:
@@ -75,7 +64,7 @@ def _json(data: bytes) -> Any:
 
 def bundle(data: bytes) -> None:
     """A bundle's file, as it is."""
-    _loaded(_file("a.oab", data))
+    _loaded(put("a.oab", data))
 
 
 def manifest(data: bytes) -> None:
@@ -149,7 +138,7 @@ def report(data: bytes) -> None:
             data = written(value).encode("utf-8", "surrogatepass")
         except (ValueError, RecursionError):
             return
-    path = _file("r.json", data)
+    path = put("r.json", data)
     kind_of(path)
     sealed_report(path)
 
@@ -209,8 +198,8 @@ def zoo(data: bytes) -> None:
     if not (folder() / "zoo/a.onnx").exists():
         (folder() / "zoo").mkdir(exist_ok=True)
         for name in "ab":
-            _file(f"zoo/{name}.onnx", name.encode())
-    for entry in load_zoo(_file("zoo/zoo.json", data)):
+            put(f"zoo/{name}.onnx", name.encode())
+    for entry in load_zoo(put("zoo/zoo.json", data)):
         inside = Path(entry.file).resolve().is_relative_to((folder() / "zoo").resolve())
         assert inside, f"a manifest leads to {entry.file}"
 
@@ -218,7 +207,7 @@ def zoo(data: bytes) -> None:
 def external(data: bytes) -> None:
     """An ONNX model with weights in other files; it is parsed, not run."""
     (folder() / "onnx").mkdir(exist_ok=True)
-    _file("onnx/w.bin", b"weights")
+    put("onnx/w.bin", b"weights")
     for place in weights_beside(data, folder() / "onnx/m.onnx"):
         assert (folder() / "onnx" / place).resolve().is_relative_to((folder() / "onnx").resolve())
 
@@ -236,7 +225,7 @@ def graph(data: bytes) -> None:
 
 def archive(data: bytes) -> None:
     """A file that PyTorch might be asked to open: told by its bytes and screened, not opened."""
-    path = _file("a.pt", data)
+    path = put("a.pt", data)
     kind = sniff(path)
     if kind == "torchscript":
         screen_torchscript(path)
@@ -248,7 +237,7 @@ def arrays(data: bytes) -> None:
     """A file of data: .npz, .npy, .safetensors, IDX."""
     for name in ("d.npz", "d.safetensors", "d.idx"):
         try:
-            found = load_data(_file(name, data))
+            found = load_data(put(name, data))
         except OnnxauditError:
             continue
         assert found.x.size
@@ -296,15 +285,15 @@ def _dialects() -> list[Any]:
 
 def scan(data: bytes) -> None:
     """The lines of a scan that is gone on with, which are read and written again."""
-    with Findings(_file("scan.jsonl", data)) as kept:
+    with Findings(put("scan.jsonl", data)) as kept:
         lines = [line for _, line in kept.lines()]
         kept.rewrite(iter(lines))
 
 
 def target(data: bytes) -> None:
     """A target.toml; it may name variables, and one of them is set."""
-    _file("names.txt", b"cat\ndog")
-    found = read_target_file(_file("target.toml", data), {"TOKEN": "t"})
+    put("names.txt", b"cat\ndog")
+    found = read_target_file(put("target.toml", data), {"TOKEN": "t"})
     assert str(found["url"]).lower().startswith(("http://", "https://"))
 
 
@@ -362,7 +351,7 @@ PARSERS: Mapping[str, Callable[[bytes], None]] = MappingProxyType(
         parser.__name__: parser
         for parser in (
             *(bundle, manifest, transcript, report, commitment, opening, envelope, zoo, external, graph, archive, arrays),
-            *(http, target, scan, metadata, frames, stamp),
+            *(http, target, scan, metadata, frames, stamp, openvino, litert, skops),
         )
     }
 )

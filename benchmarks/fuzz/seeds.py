@@ -53,6 +53,7 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
         yield from _evidence(Path(temporary))
         yield from _arrays(Path(temporary))
         yield from _models(Path(temporary))
+        yield from _doors(Path(temporary))
     yield from _replies()
     yield "target", "template", TARGET.encode()
     entries = [
@@ -120,6 +121,30 @@ def _models(folder: Path) -> Iterator[tuple[str, str, bytes]]:
         archive.writestr("m/models/model.json", json.dumps(program))
         archive.writestr("m/data/weights/model_weights_config.json", json.dumps(weights))
     yield "archive", "exported", stream.getvalue()
+
+
+def _doors(folder: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Files of other runtimes, which the extras bring; weights lie where ``doors.WEIGHTS`` has bytes."""
+    import skops.io
+    from openvino import Core, save_model
+
+    from tests.models import forest, save_onnx
+    from tests.tflite_files import converted
+
+    save_model(Core().read_model(str(save_onnx(folder / "m.onnx"))), str(folder / "m.xml"), compress_to_fp16=False)
+    yield "openvino", "sound", (folder / "m.xml").read_bytes()
+    yield "litert", "sound", converted(folder / "m.onnx", folder / "m.tflite").read_bytes()
+    skops.io.dump(forest().estimators_[0], folder / "m.skops")
+    with zipfile.ZipFile(folder / "m.skops") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    schema = json.loads(parts.pop("schema.json"))
+    files = {name: base64.b64encode(part).decode() for name, part in parts.items()}
+    yield "skops", "forged", json.dumps({"schema": schema, "files": files}).encode()
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, part in {**parts, "schema.json": json.dumps(schema).encode()}.items():
+            archive.writestr(name, part)
+    yield "skops", "archive", stream.getvalue()
 
 
 def _dense() -> bytes:
