@@ -49,7 +49,7 @@ class Run:
     facts: what it was called with. known: answers that were there before. again: answers to queries asked twice. references:
     (entry as JSON, answers) of models that calibrated instead of the bundle's. shown: (model, kind, what it showed of its
     inside), model "suspect" or a reference's id. sent, failed: queries, retries included; None where it did not come to an end.
-    lost: queries that came to nothing so far; None in a transcript that does not say.
+    lost: queries that came to nothing so far; None in a transcript that does not say. vouched: as of the record when it began.
     probed: queries of a search for a wiring that were asked before.
     """
 
@@ -62,6 +62,7 @@ class Run:
     failed: int | None = None
     probed: int = 0
     lost: int | None = None
+    vouched: bool = False
 
 
 @dataclass(slots=True)
@@ -91,7 +92,7 @@ class Record:
             self.looks.add(_count(entry["look"], where, least=1))
         elif "run" in entry:
             known, probed = sum(len(rows) for rows, _ in self.kept), sum(len(probe.rows) for probe in self.probes)
-            self.runs.append(Run(_facts(entry["run"], where), known, probed=probed))
+            self.runs.append(Run(_facts(entry["run"], where), known, probed=probed, vouched=self.vouched))
         elif "again" in entry:
             self._run(where).again.append(from_entry({"rows": entry.pop("again"), **entry}, where))
         elif "reference" in entry:
@@ -132,6 +133,13 @@ class Record:
             count += sum(run.lost is None or not none for none in refused[run.probed :]) + (run.lost or 0)
             del rows[run.known :], refused[run.probed :]
         return count
+
+    @property
+    def vouched(self) -> bool:
+        """Whether a run that goes on now and adds no answer need ask none again: the last did, and broke off after that."""
+        if not self.runs or (last := self.runs[-1]).sent is not None:
+            return False
+        return bool(last.again) or (last.vouched and last.known == sum(len(rows) for rows, _ in self.kept))
 
     def _run(self, where: str) -> Run:
         if not self.runs:

@@ -70,6 +70,11 @@ class Transcript:
         """Queries of the budget that are gone: see ``Record.unfinished``."""
         return self._record.unfinished
 
+    @property
+    def vouched(self) -> bool:
+        """Whether a run that adds no answer need ask none again: see ``Record.vouched``."""
+        return self._record.vouched
+
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Note that a check begins, and what it was called with that may be otherwise in the next one on this transcript."""
         self._write({"run": dict(facts)})

@@ -181,8 +181,8 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
             suspect.tell_lost(transcript.lose)
         report = progress.task("asking the suspect", len(order))
         budget = options.budget
-        if budget is not None and budget > reserve:
-            budget -= reserve  # kept for asking some twice
+        if budget is not None and (budget > reserve or (transcript and transcript.unfinished)):
+            budget = max(0, budget - reserve)  # kept for asking some twice: what was paid for before a kill is nothing without
         wired = wire(bundle, suspect, whole, transcript, progress) if _mends(options) else None
         if wired:
             suspect = wired.suspect
@@ -211,10 +211,11 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
     finally:
         if transcript:
             transcript.close()
+    fresh = int(result.answers.answered.sum()) - result.reused
     heard = Heard(
         result.answers,
         tuple(again.batches),
-        again.asked > 0,
+        again.asked > 0 or (transcript is not None and transcript.vouched and fresh == 0),
         result.reused,
         result.looks,
         inside,

@@ -165,7 +165,7 @@ def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
         Heard(
             answers,
             tuple(repeats),
-            bool(run.again),
+            bool(run.again) or (run.vouched and run.known == int(answers.answered.sum())),
             run.known,
             max(1, len(record.looks)),
             {kind: seen for model, kind, seen in run.shown if model == "suspect"},
