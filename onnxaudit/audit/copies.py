@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
 
@@ -29,7 +30,8 @@ def copied(answers: Answers, known: Sequence[Answers], others: Sequence[Answers]
     """
     if not known:
         return None
-    distance = np.array([_distance(answers, model) for model in (*known, *others)])
+    own = _probabilities(answers)
+    distance = np.array([_distance(answers, own, model) for model in (*known, *others)])
     nearest = int(distance[: len(known)].argmin())
     rest = np.sort(np.delete(distance, nearest))
     labels = answers.scores is None or known[nearest].scores is None
@@ -40,18 +42,27 @@ def copied(answers: Answers, known: Sequence[Answers], others: Sequence[Answers]
     return None
 
 
-def _distance(one: Answers, two: Answers) -> float:
-    """Mean total variation distance of probabilities, or the share of other labels where only those are known."""
-    if one.scores is None or two.scores is None:
+def _distance(one: Answers, own: NDArray[np.float32] | None, two: Answers) -> float:
+    """Mean total variation distance of probabilities, or the share of other labels where only those are known.
+
+    own: what ``one`` says as rows of probabilities, if it does.
+    """
+    theirs = None if own is None else _probabilities(two)
+    if own is None or theirs is None:
         return float((one.labels != two.labels).mean())
-    first, second = one.degrade(Access.PROBS).dense(), two.degrade(Access.PROBS).dense()
-    return float(np.abs(first - second).sum(axis=1).mean() / 2)
+    return float(np.abs(own - theirs).sum(axis=1).mean() / 2)
+
+
+def _probabilities(answers: Answers) -> NDArray[np.float32] | None:
+    """Rows of probabilities by class, (n, C); None where only labels are known."""
+    return None if answers.scores is None else answers.degrade(Access.PROBS).dense()
 
 
 def _same(one: Answers, two: Answers) -> bool:
     """Whether two models gave the same answers. Labels alone are evidence only if there are several, and many of them."""
     if not np.array_equal(one.labels, two.labels):
         return False
-    if one.scores is None or two.scores is None:
+    first, second = _probabilities(one), _probabilities(two)
+    if first is None or second is None:
         return len(one) >= FEWEST_LABELS
-    return bool(np.allclose(one.degrade(Access.PROBS).dense(), two.degrade(Access.PROBS).dense(), atol=SAME))
+    return bool(np.allclose(first, second, atol=SAME))

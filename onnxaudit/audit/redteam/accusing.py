@@ -107,7 +107,9 @@ class Court:
 
     def crafted(self, scheme: str, queries: int, seed: int, data: Path | None = None) -> QueryBundle:
         """A bundle by ``craft``, without references."""
-        given = dataclasses.replace(self.options, schemes=(scheme,), queries=queries, seed=seed, data=data or self.options.data)
+        given = dataclasses.replace(
+            self.options, schemes=(scheme,), queries=queries, seed=seed, data=data or self.options.data, exports=False
+        )
         return craft(given, Silent())
 
 
