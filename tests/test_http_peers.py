@@ -20,6 +20,8 @@ from tests.mlserver_peer import running
 SPEC = InputSpec((8, 8, 3))
 QUERIES = np.random.default_rng(3).integers(0, 256, (40, 8, 8, 3), np.uint8)
 
+pytestmark = pytest.mark.servers
+
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ from tests.peers import starting
 
 KEY = "s3cr3t-key-of-a-test"
 
+pytestmark = pytest.mark.servers
+
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

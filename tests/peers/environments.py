@@ -1,7 +1,4 @@
-"""Environments of real servers, each of its own under .venv-peers, made on demand.
-
-``python -m tests.peers.environments [NAME…]`` makes them beforehand.
-"""
+"""Environments of real servers, each of its own under .venv-peers, made on demand; ``python -m tests.peers`` makes them all."""
 
 from __future__ import annotations
 
@@ -9,11 +6,15 @@ import fcntl
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".venv-peers"
 _RUNTIME = "onnxruntime==1.31.1"
+_TORCH = "torch==2.13.0+cpu"
 PINS: dict[str, tuple[str, ...]] = {
     "mlserver": ("mlserver==1.7.1", _RUNTIME),
     "litserve": ("litserve==0.2.19", "pillow", _RUNTIME),
@@ -24,78 +25,106 @@ PINS: dict[str, tuple[str, ...]] = {
     "torchserve": (
         "torchserve==0.12.0",
         "torch-model-archiver==0.12.0",
-        "torch==2.13.0+cpu",
+        _TORCH,
         "setuptools<81",
         "pyyaml",
         "pillow",
         _RUNTIME,
     ),
+    "huggingface": ("api-inference-community==0.0.37", "transformers==5.23.0", _TORCH, "onnx"),
 }
+NGINX = "nginx"
 
 
 class CannotInstallError(Exception):
     """A server cannot be had on this machine; the text says why."""
 
 
-def installed(name: str) -> Path:
-    """The bin folder of a server's environment. One that was not finished is made again; others that want it wait."""
-    venv = HOME / name
-    pins = PINS[name]
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder that is filled once. finished: the file that is written last; lock: held by whoever fills it."""
+
+    folder: Path
+    finished: Path
+    lock: int
+
+    def run(self, *command: str | Path) -> None:
+        """One step of the filling. Raises CannotInstallError with what the program said."""
+        # The lock is handed on: a step that outlives us, killed, keeps others out until it has ended.
+        done = subprocess.run(
+            [str(part) for part in command],
+            capture_output=True,
+            text=True,
+            cwd=self.folder if self.folder.exists() else None,
+            pass_fds=(self.lock,),
+            check=False,
+        )
+        if done.returncode:
+            said = f"{Path(command[0]).name} said {_reason(done.stderr)}"
+            raise CannotInstallError(f"{self.folder.name} cannot be installed here: {said}")
+
+
+def _reason(said: str) -> str:
+    """The first line that calls itself an error, else the last one."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["nothing"]
+    return next((line for line in lines if line.lower().startswith(("error", "npm error", "e:"))), lines[-1])[:300]
+
+
+@contextmanager
+def filling(name: str, contents: str) -> Iterator[Place | None]:
+    """The place to fill under this name, empty; None if it is whole already. Others that want it wait.
+
+    contents: what is to be in it. A place that was not finished, holds something else, was moved, or is another Python's is
+    emptied and filled again.
+    """
+    wanted = f"{contents}\n{HOME}\n{sys.version}\n"
     HOME.mkdir(exist_ok=True)
     (HOME / ".gitignore").write_text("*\n")
+    folder = HOME / name
+    finished = folder / "finished.txt"
     with (HOME / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        finished = venv / "pins.txt"
-        if not finished.exists() or finished.read_text() != "\n".join(pins):
-            _run(name, sys.executable, "-m", "venv", "--clear", str(venv))
-            python = str(venv / "bin" / "python")
-            _run(name, python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pins)
-            finished.write_text("\n".join(pins))
-    return venv / "bin"
+        if finished.exists() and finished.read_text() == wanted:
+            yield None
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        yield Place(folder, finished, lock.fileno())
+        finished.write_text(wanted)
+
+
+def installed(name: str) -> Path:
+    """The bin folder of a server's environment. Raises CannotInstallError."""
+    if name == "torchserve" and shutil.which("java") is None:
+        raise CannotInstallError("torchserve cannot be installed here: it needs Java 11 or newer, and there is no java")
+    with filling(name, "\n".join(PINS[name])) as place:
+        if place:
+            place.run(sys.executable, "-m", "venv", place.folder)
+            python = place.folder / "bin" / "python"
+            place.run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PINS[name])
+    return HOME / name / "bin"
 
 
 def nginx() -> Path:
     """The nginx program: the system's, else that of Debian's package, unpacked without root. Raises CannotInstallError."""
-    here = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    here = shutil.which(NGINX) or shutil.which(NGINX, path="/usr/sbin:/usr/local/sbin")
     if here:
         return Path(here)
-    folder = HOME / "nginx"
-    program = folder / "usr" / "sbin" / "nginx"
-    HOME.mkdir(exist_ok=True)
-    (HOME / ".gitignore").write_text("*\n")
-    with (HOME / "nginx.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if program.exists():
-            return program
-        if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-            raise CannotInstallError("nginx is not installed, and there is no apt-get to fetch it with")
-        shutil.rmtree(folder, ignore_errors=True)
-        for part in ("lists/partial", "cache/archives/partial"):
-            (folder / part).mkdir(parents=True)
-        # Lists and cache of our own: those of the system belong to root.
-        apt = ["apt-get", "-qq", "-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
-        apt += ["-o", "APT::Sandbox::User="]  # its user for downloads may not read our folder
-        _run("nginx", *apt, "update", folder=folder)
-        _run("nginx", *apt, "download", "nginx", folder=folder)
-        (package,) = folder.glob("nginx_*.deb")
-        _run("nginx", "dpkg-deb", "-x", str(package), str(folder), folder=folder)
-    return program
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise CannotInstallError("nginx is not installed, and there is no apt-get to fetch it with")
+    with filling(NGINX, "Debian's package") as place:
+        if place:
+            _unpack_nginx(place)
+    return HOME / NGINX / "usr" / "sbin" / NGINX
 
 
-def _run(name: str, *command: str, folder: Path | None = None) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise CannotInstallError(f"{name} cannot be installed here: {Path(command[0]).name} said {reason[:300]}")
-
-
-if __name__ == "__main__":
-    missing = False
-    for peer in sys.argv[1:] or [*PINS, "nginx"]:
-        print(f"{peer} ...", flush=True)
-        try:
-            nginx() if peer == "nginx" else installed(peer)
-        except CannotInstallError as error:
-            print(error)
-            missing = True
-    sys.exit(missing)
+def _unpack_nginx(place: Place) -> None:
+    """Lists and cache of our own: those of the system belong to root."""
+    for part in ("lists/partial", "cache/archives/partial"):
+        (place.folder / part).mkdir(parents=True)
+    apt = ["apt-get", "-qq", "-o", f"Dir::State::Lists={place.folder}/lists", "-o", f"Dir::Cache={place.folder}/cache"]
+    apt += ["-o", "APT::Sandbox::User="]  # its user for downloads may not read our folder
+    place.run(*apt, "update")
+    place.run(*apt, "download", NGINX)
+    (package,) = place.folder.glob("nginx_*.deb")
+    place.run("dpkg-deb", "-x", package, place.folder)
