@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from typing import IO, Any
 
 from onnxaudit.sandbox.confine import confine
@@ -23,6 +24,8 @@ def main() -> None:
     for standard in (0, 1):  # what a runtime prints must not get among the messages
         os.dup2(nowhere, standard)
     applied, lacking = confine(Limits(**settings["limits"]), settings["readable"], settings["devices"])
+    # libraries look for a folder to write to as they are imported; there is none, and they need none
+    tempfile.tempdir = os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.sep
     # only now is anything imported that starts threads: each thread has rights of its own
     from onnxaudit.sandbox.frames import write
 
