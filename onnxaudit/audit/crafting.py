@@ -84,6 +84,18 @@ class CraftOptions:
     optional: bool = False
     """Leave out, with a note, what cannot be crafted here, as ``auto`` does."""
 
+    def told(self, spec: InputSpec) -> CraftOptions:
+        """The same with the victim's input convention said, so that it is not looked for."""
+        return dataclasses.replace(
+            self,
+            input=spec.shape,
+            scale=spec.scale,
+            mean=spec.mean,
+            std=spec.std,
+            layout=spec.layout,
+            channel_order=spec.channels,
+        )
+
 
 @one_thread_a_sum()
 def craft(options: CraftOptions, progress: Progress) -> QueryBundle:

@@ -18,7 +18,6 @@ from onnxaudit.audit.redteam.accusing import ATTACKS, Claim, Court, accuse, divi
 from onnxaudit.audit.redteam.hiding import PLAIN, Hidden, hide
 from onnxaudit.bundle import QueryBundle, load
 from onnxaudit.craft.data import load_data
-from onnxaudit.craft.victim import Victim
 from onnxaudit.decode import canonical, decode, parse
 from onnxaudit.errors import UsageError
 from onnxaudit.zoo.making import file_digest
@@ -77,7 +76,7 @@ def redteam(options: RedteamOptions, progress: Progress) -> Redteam:
         victim, notes = victim_of(asked, data)
         for note in notes:
             progress.note(note)
-        settled = _settled(asked, victim)
+        settled = asked.told(victim.spec)
         bare = dataclasses.replace(settled, references=None)
         folder = options.output / "data"
         folder.mkdir(exist_ok=True)
@@ -122,20 +121,6 @@ def _claims(court: Court, innocents: Sequence[Path], queries: int, folder: Path,
         temporary.replace(files[innocent])
         known[innocent] = tuple(claims)
     return [claim for innocent in innocents for claim in known[innocent]]
-
-
-def _settled(asked: CraftOptions, victim: Victim) -> CraftOptions:
-    """The options with the input convention that was found, so that it is not looked for again."""
-    spec = victim.spec
-    return dataclasses.replace(
-        asked,
-        input=spec.shape,
-        scale=spec.scale,
-        mean=spec.mean,
-        std=spec.std,
-        layout=spec.layout,
-        channel_order=spec.channels,
-    )
 
 
 def _bundle(options: RedteamOptions, settled: CraftOptions, progress: Progress) -> QueryBundle:

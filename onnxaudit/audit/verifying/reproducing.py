@@ -112,8 +112,7 @@ def _schemes(manifest: Manifest) -> list[Scheme]:
 
 def _options(manifest: Manifest, given: Ingredients, chosen: Sequence[Scheme]) -> CraftOptions:
     """The options of the command that crafted the bundle, as far as queries depend on them."""
-    spec = manifest.input
-    return CraftOptions(
+    options = CraftOptions(
         victim=given.victim,
         data=given.data,
         schemes=tuple(scheme.name for scheme in chosen),
@@ -122,13 +121,8 @@ def _options(manifest: Manifest, given: Ingredients, chosen: Sequence[Scheme]) -
         device=given.device,
         model=given.model,
         allow_pickle=given.allow_pickle,
-        input=spec.shape,
-        scale=spec.scale,
-        mean=spec.mean,
-        std=spec.std,
-        layout=spec.layout,
-        channel_order=spec.channels,
     )
+    return options.told(manifest.input)
 
 
 def _material(manifest: Manifest, given: Ingredients, chosen: Sequence[Scheme], victim: Victim, data: Data | None) -> Material:
