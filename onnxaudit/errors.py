@@ -20,6 +20,7 @@ class OnnxauditError(Exception):
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)
+        self.uncut = what, hint  # for those who know what in it is secret: half a secret would not be recognised
         self.what = _line(what)
         self.hint = _line(hint)
 

@@ -64,7 +64,7 @@ def _values(data: bytes, output: Mapping[str, Any]) -> NDArray[Any]:
         return np.array(_texts(data, count), np.str_)
     dtype = _DTYPES.get(str(datatype))
     if dtype is None or len(data) % np.dtype(dtype).itemsize:
-        raise ReplyError(f"an output of the reply has {len(data)} bytes of {str(datatype)[:20]}, which cannot be read")
+        raise ReplyError(f"an output of the reply has {len(data)} bytes of {datatype}, which cannot be read")
     values = np.frombuffer(data, dtype)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ReplyError("the reply contains NaN or infinity", "They are no scores; they cannot be used as evidence.")

@@ -60,5 +60,7 @@ class JsonPath:
             return [parent[step]]
         if step is None and isinstance(parent, list):
             return parent
-        has = f"fields {', '.join(map(repr, list(parent)[:8]))}" if isinstance(parent, dict) else type(parent).__name__
+        has = (
+            "fields " + ", ".join(f"'{name}'" for name in list(parent)[:8]) if isinstance(parent, dict) else type(parent).__name__
+        )
         raise ReplyError(f"the reply has nothing at {self.text}: after {len(before)} steps it has {has}")

@@ -55,7 +55,7 @@ class ClassNames:
         if numbered is not None:
             return int(numbered[1])
         raise ReplyError(
-            f"the reply names classes ({word[:40]!r}), and nothing says which number that name stands for",
+            f"the reply names classes ('{word}'), and nothing says which number that name stands for",
             'Give the names in the victim\'s order, one a line, as labels = "FILE" in a --target file, or --label-space unknown.',
         )
 

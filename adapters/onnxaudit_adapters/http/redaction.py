@@ -9,9 +9,12 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote, quote_plus
 
+from onnxaudit.errors import OnnxauditError
+
 QUOTED = 200  # bytes of a reply that an error message quotes
 _CLEANED = 64 * 2**10  # bytes of it that are looked at; of an error no more is kept
 _SHORTEST = 3  # a "secret" of one or two characters protects nothing, and hiding it would garble every message
+_LONG = re.compile(r"(\S{200})\S{2,}")  # names that are no names
 _PARTS = re.compile(r"[\s=;,\"]+")  # a cookie's value without its name is as secret
 
 
@@ -28,6 +31,11 @@ class Redaction:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return "".join(letter if letter.isprintable() else " " for letter in text)
+
+    def told(self, error: OnnxauditError, where: str = "", after: str = "") -> tuple[str, str]:
+        """What an error says, and its hint, with a server's words in it. where, after: clean texts that go before and behind."""
+        what, hint = (_LONG.sub(r"\1…", self.clean(text)) for text in error.uncut)  # clean first, cut second
+        return f"{self.clean(where)}{what}", f"{hint}{after}"
 
     def quote(self, body: bytes) -> str:
         """The beginning of a reply, in quotes; "nothing" of an empty one."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from onnxaudit.answers import Answers
-from onnxaudit.errors import OnnxauditError, SmallerBatch, SuspectError
+from onnxaudit.errors import OnnxauditError, SmallerBatch, SuspectError, UsageError
 from onnxaudit.suspect import Queries, Suspect, SuspectCard, Target
 from onnxaudit_adapters.http.detect import Found, detect
 from onnxaudit_adapters.http.dialects import OneAnswerError, Reply, Request
@@ -59,10 +59,10 @@ class HttpSuspect(Suspect):
         clean = self._transport.redaction.clean
         headers = {**dict.fromkeys(self._headers, "***"), **{n: clean(v) for n, v in request.headers.items()}}
         shown = {
-            "request": f"POST {request.address.shown}",
+            "request": clean(f"POST {request.address.shown}"),
             "headers": "; ".join(f"{name}: {value}" for name, value in headers.items()),
             "body": f"{len(request.body)} bytes: {self._transport.redaction.quote(request.body)}",
-            "dialect": self._dialect.name + (f" ({'; '.join(self._trail)})" if self._trail else ""),
+            "dialect": self._dialect.name + (f" ({clean('; '.join(self._trail))})" if self._trail else ""),
         }
         if reply is not None:
             shown["reply"] = f"{reply.status}, {len(reply.body)} bytes: {self._transport.redaction.quote(reply.body)}"
@@ -135,16 +135,17 @@ class HttpSuspect(Suspect):
     def _tried(self) -> str:
         """How the dialect was found, as long as it may be the wrong one."""
         return (
-            "" if self._answered or not self._trail else f" Asked in the {self._dialect.name} dialect: {'; '.join(self._trail)}."
+            ""
+            if self._answered or not self._trail
+            else f" Asked in the {self._dialect.name} dialect: {self._transport.redaction.clean('; '.join(self._trail))[:1000]}."
         )
 
     def _unreadable(self, error: OnnxauditError, reply: Reply) -> OnnxauditError:
         """The error with the address, and without secrets that the server echoed."""
-        clean = self._transport.redaction.clean
+        redaction, where = self._transport.redaction, f"{self.card.source}: "
         if not isinstance(error, ReplyError):
-            return type(error)(clean(f"{self.card.source}: {error.what}"), clean(error.hint))
-        hint = f"{clean(error.hint)} It said {self._transport.redaction.quote(reply.body)}.{self._tried()}"
-        return _UnreadableError(clean(f"{self.card.source}: {error.what}"), hint)
+            return type(error)(*redaction.told(error, where))
+        return _UnreadableError(*redaction.told(error, where, f" It said {redaction.quote(reply.body)}.{self._tried()}"))
 
 
 def open_http(
@@ -166,8 +167,10 @@ def open_http(
     try:
         # Nothing from here on may print the address as it was given: it may hold a password.
         found = detect(replace(target, source=address.shown), address, options, transport)
-    except BaseException:
+    except BaseException as error:
         transport.close()
+        if isinstance(error, UsageError | ReplyError):  # names of inputs and the like are the server's words
+            raise type(error)(*transport.redaction.told(error)) from None
         raise
     limit = min(options.batch, found.max_batch or options.batch)
     card = SuspectCard(

@@ -98,7 +98,7 @@ def dtype_of(datatype: str) -> str | None:
     """The NumPy type of an input, None where the server does not say. Raises UsageError for one that takes no numbers."""
     if datatype in _DTYPES or not datatype:
         return _DTYPES.get(datatype)
-    raise UsageError(f"the model takes {datatype[:20]}, not pixels or numbers", f"What can be sent: {', '.join(_DTYPES)}.")
+    raise UsageError(f"the model takes {datatype}, not pixels or numbers", f"What can be sent: {', '.join(_DTYPES)}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ def _tensor(output: object, tensors: Mapping[str, NDArray[Any]]) -> tuple[str, N
     values = tensors[name] if name in tensors else as_array(data).ravel()
     kinds = "iuf" if datatype in _FLOATS else "iu" if datatype in _INTEGERS else "U" if datatype == "BYTES" else ""
     if values.dtype.kind not in kinds:
-        raise ReplyError(f"output {name} says its data are {str(datatype)[:20]}, and they are not")
+        raise ReplyError(f"output {name} says its data are {datatype}, and they are not")
     if math.prod(shape) != values.size:
         raise ReplyError(f"output {name} says its shape is {shape[:8]}, and has {values.size} values")
     return name, values.astype(np.float64 if datatype in _FLOATS else values.dtype).reshape(shape)
