@@ -76,7 +76,8 @@ class Manifest:
     """Everything in a bundle that is not a tensor.
 
     shortfall: by how much the references were measured to be less accurate than the victim, where craft trained them.
-    pool_notes: on how the references were chosen. looks: after so many queries of the schemes answers are judged, where they are
+    asked: how many queries of each scheme craft was told to make; a sampler may find fewer, which is noted. pool_notes: on how
+    the references were chosen. looks: after so many queries of the schemes answers are judged, where they are
     judged as they come in. drawn: the seed by which the victim was drawn among its siblings; None: it was not. tensors: digest
     by name. digest: sha256 of the canonical manifest without this field, only in the file.
     """
@@ -97,6 +98,7 @@ class Manifest:
     pool_notes: tuple[str, ...] = ()
     looks: tuple[int, ...] = ()
     drawn: int | None = None
+    asked: int | None = None
     tensors: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
     digest: str = ""

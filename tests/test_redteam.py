@@ -177,9 +177,9 @@ def test_queries_that_the_judge_crafts_do_not_know_the_innocent(claims: list[Cla
 def test_verify_reproduces_the_honest_and_not_what_was_chosen(linear: Court) -> None:
     honest = linear.crafted(scheme_of(STRONG), 16, 3)
     count = honest.manifest.controls[0]
-    assert reproduces(linear, honest, linear.options.data, 16)
-    assert not reproduces(linear, narrowed(honest, np.arange(count)[::-1]), linear.options.data, 16)
-    assert not reproduces(linear, narrowed(honest, np.arange(count - 3)), linear.options.data, 16)
+    assert reproduces(linear, honest, linear.options.data)
+    assert not reproduces(linear, narrowed(honest, np.arange(count)[::-1]), linear.options.data)
+    assert not reproduces(linear, narrowed(honest, np.arange(count - 3)), linear.options.data)
 
 
 def test_an_innocent_never_calibrates_its_own_case(linear: Court) -> None:

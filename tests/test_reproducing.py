@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +102,21 @@ def test_what_is_missing_is_asked_for(plain: Path) -> None:
         reproduced(plain, data=None)
 
 
-def test_the_number_of_queries_is_that_of_the_bundle_or_as_said(tmp_path: Path) -> None:
+def test_as_many_queries_are_made_again_as_craft_was_told_to_make(tmp_path: Path) -> None:
     path = crafted_here(tmp_path / "b.oab", "modeldiff:iterations=2", queries=5)  # whole pairs only
-    assert load(path).manifest.schemes[0].rows == (0, 4)
-    reproduced(path, queries=5)
-    with pytest.raises(ArtefactError, match=r"what is noted of modeldiff.* the same\. If craft was told another .* --queries"):
-        reproduced(path)
-    with pytest.raises(ArtefactError, match=r"4 queries in rows 0 to 4, again 6 come out\. If .* --queries"):
-        reproduced(path, queries=6)
+    manifest = load(path).manifest
+    assert (manifest.asked, manifest.schemes[0].rows) == (5, (0, 4))
+    reproduced(path)
+    for asked, words in (
+        (4, "the notes of modeldiff.* come out otherwise"),
+        (6, "4 queries in rows 0 to 4, again 6 come out"),
+        (3, "has at most 4 queries of a scheme and says that craft was told to make 3"),
+        (10**12, "told to make 1000000000000"),
+    ):
+        other = Path(shutil.copy(path, tmp_path / f"{asked}.oab"))
+        rewrite(other, partial(lambda manifest, _, asked: manifest.update(asked=asked), asked=asked))
+        with pytest.raises(ArtefactError, match=words):
+            reproduced(other)
 
 
 @pytest.mark.parametrize("margin", [None, 1.5])

@@ -305,4 +305,5 @@ def _manifest(
         notes=tuple(notes),
         looks=tuple(look for look in options.looks if look < controls[0]),
         drawn=options.draw,
+        asked=options.queries,
     )

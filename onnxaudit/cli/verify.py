@@ -25,7 +25,6 @@ def verify(
     references: Annotated[Path | None, typer.Option(help="To reproduce: as for craft.")] = None,
     surrogates: Annotated[Path | None, typer.Option(help="To reproduce: as for craft.")] = None,
     siblings: Annotated[Path | None, typer.Option(help="To reproduce: as for craft.")] = None,
-    queries: Annotated[int | None, typer.Option(help="To reproduce: as for craft. Default: as many as there are.")] = None,
     model: Annotated[str | None, typer.Option(help="To reproduce: as for craft.")] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="To reproduce: as for craft.")] = False,
     device: Annotated[str, typer.Option(help="To reproduce: auto, cpu or cuda.")] = "auto",
@@ -36,7 +35,7 @@ def verify(
     from onnxaudit.cli.console import Console, find_bundle
 
     given = {"data": data, "references": references, "surrogates": surrogates, "siblings": siblings}
-    more = {"queries": queries, "model": model, "allow_pickle": allow_pickle, "device": device}
+    more = {"model": model, "allow_pickle": allow_pickle, "device": device}
     if reproduce is None and (idle := [name for name, value in given.items() if value is not None]):
         raise UsageError(f"--{idle[0]} is for crafting again", "Give the victim with --reproduce.")
     again = None if reproduce is None else {"victim": reproduce, **given, **more}

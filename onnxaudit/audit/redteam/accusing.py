@@ -134,7 +134,7 @@ def accuse(court: Court, innocents: Sequence[Path], queries: int, progress: Prog
     report = progress.task("crafting what an accuser begins with", 4)
     honest = {radius: court.crafted(scheme_of(radius), queries, seed) for radius in radii}
     blind = court.with_references(honest[STRONG])
-    stated = reproduces(court, blind, court.options.data, queries)
+    stated = reproduces(court, blind, court.options.data)
     report(1)
     pools = {radius: court.with_references(court.crafted(scheme_of(radius), CANDIDATES * queries, seed)) for radius in radii}
     report(2)
@@ -154,21 +154,16 @@ def accuse(court: Court, innocents: Sequence[Path], queries: int, progress: Prog
             same = np.array_equal(found.queries, honest[STRONG].queries)
             claims.append(trial.claim(attack, found, again[STRONG], reproduced=same))
         for attack, found, data in trial.chosen(queries):
-            claims.append(trial.claim(attack, found, natural, reproduced=reproduces(court, found, data, queries)))
+            claims.append(trial.claim(attack, found, natural, reproduced=reproduces(court, found, data)))
             data.unlink()  # it is nearly as large as all of the data
         yield innocent, claims
         report(number + 1)
 
 
-def reproduces(court: Court, bundle: QueryBundle, data: Path | None, queries: int) -> bool:
-    """Whether ``verify --reproduce`` gets the bundle's queries from the victim, these data and the method that it states.
-
-    queries: what the accuser says that craft was told.
-    """
+def reproduces(court: Court, bundle: QueryBundle, data: Path | None) -> bool:
+    """Whether ``verify --reproduce`` gets the bundle's queries from the victim, these data and the method that it states."""
     asked = court.options
-    given = Ingredients(
-        asked.victim, data, queries=queries, model=asked.model, allow_pickle=asked.allow_pickle, device=asked.device
-    )
+    given = Ingredients(asked.victim, data, model=asked.model, allow_pickle=asked.allow_pickle, device=asked.device)
     try:
         list(verify_reproduced(bundle, given, "the bundle", Silent()))
     except ArtefactError:

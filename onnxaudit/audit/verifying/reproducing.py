@@ -33,19 +33,20 @@ from onnxaudit.schemes.samplers import Need
 
 TRAINED = "trained by craft"
 """How the origin of a model begins that craft trained, on a part of the data that no query then comes from."""
+FURTHEST = 1000
+"""Times as many queries as there are may have been asked for: a bundle must not have its reader make any number of them."""
 ELSEWHERE = "Another processor, or another version of PyTorch, may round otherwise; see docs/bundle.md, Determinism."
 
 
 @dataclass(frozen=True, slots=True)
 class Ingredients:
-    """What craft was given; the names are those of its command line. queries None: as many as the bundle has of a scheme."""
+    """What craft was given; the names are those of its command line."""
 
     victim: Path
     data: Path | None = None
     references: Path | None = None
     surrogates: Path | None = None
     siblings: Path | None = None
-    queries: int | None = None
     model: str | None = None
     allow_pickle: bool = False
     device: str = "auto"
@@ -112,11 +113,17 @@ def _schemes(manifest: Manifest) -> list[Scheme]:
 
 def _options(manifest: Manifest, given: Ingredients, chosen: Sequence[Scheme]) -> CraftOptions:
     """The options of the command that crafted the bundle, as far as queries depend on them."""
+    most = max(entry.rows[1] - entry.rows[0] for entry in manifest.schemes)
+    if manifest.asked is not None and not most <= manifest.asked <= FURTHEST * most:
+        raise ArtefactError(
+            f"the bundle has at most {most} queries of a scheme and says that craft was told to make {manifest.asked}",
+            "No sampler finds more than that, or so few of so many.",
+        )
     options = CraftOptions(
         victim=given.victim,
         data=given.data,
         schemes=tuple(scheme.name for scheme in chosen),
-        queries=given.queries or max(entry.rows[1] - entry.rows[0] for entry in manifest.schemes),
+        queries=manifest.asked or most,
         seed=manifest.seed,
         device=given.device,
         model=given.model,
@@ -207,17 +214,13 @@ def _same_scheme(bundle: QueryBundle, again: QueryBundle, entry: SchemeEntry, ot
         count, found = (rows[1] - rows[0] for rows in (entry.rows, other.rows))
         raise ArtefactError(
             f"{where}: {entry.name} has {count} queries in rows {entry.rows[0]} to {entry.rows[1]}, again {found} come out",
-            "If craft was told another number than that, give --queries.",
+            ELSEWHERE,
         )
     rows = slice(*entry.rows)
     _equal(bundle.queries[rows], again.queries[rows], f"the queries of {entry.name}", where)
-    if canonical(dataclasses.replace(entry, notes=other.notes)) == canonical(other) and entry.notes != other.notes:
-        raise ArtefactError(
-            f"{where}: what is noted of {entry.name} comes out otherwise, its queries the same",
-            "If craft was told another number of queries than the bundle has, give --queries.",
-        )
     if canonical(entry) != canonical(other):
-        raise ArtefactError(f"{where}: the parameters of {entry.name} come out otherwise", ELSEWHERE)
+        what = "notes" if canonical(dataclasses.replace(entry, notes=other.notes)) == canonical(other) else "parameters"
+        raise ArtefactError(f"{where}: the {what} of {entry.name} come out otherwise", ELSEWHERE)
 
 
 def _equal(one: NDArray[Any], two: NDArray[Any], what: str, where: str) -> None:
