@@ -145,13 +145,13 @@ def plain(body: bytes, key: str = "output") -> Answer:
     return as_json({key: (np.array(json.loads(body)["input"], np.float32) @ WEIGHTS).tolist()})
 
 
-def test_plain_is_taken_after_the_trail_and_starts_with_two_queries() -> None:
+def test_plain_is_taken_after_the_trail_and_starts_with_one_query_and_then_two() -> None:
     script = Script(lambda _, body: plain(body), {})
     with served(script) as url, opened(url + "/predict") as suspect:
         np.testing.assert_array_equal(suspect.ask(QUERIES).dense(), EXPECTED)
         assert dict(suspect.card.runtime) == {"dialect": "plain"}
     assert script.gets == ["/v2", "/v1/models", "/ping", "/openapi.json"]
-    assert [len(json.loads(body)["input"]) for body in script.posts] == [2, 16, 2]
+    assert [len(json.loads(body)["input"]) for body in script.posts] == [1, 2, 16, 1]
 
 
 @pytest.mark.parametrize("answer", [(404, {}, b"nope"), (200, {}, b'{"detail": "x"}')])
@@ -176,14 +176,14 @@ def test_a_server_of_one_example_a_request_is_asked_one_by_one() -> None:
     with served(script) as url, opened(url + "/predict", dialect="plain") as suspect:
         answers = suspect.ask(QUERIES)
         assert suspect.card.max_batch == 1
-        assert suspect.queries_sent == 22
+        assert suspect.queries_sent == 22  # two of them to see that it takes one
     assert answers.access == Access.LABEL
     assert answers.labels.tolist() == EXPECTED.argmax(axis=1).tolist()
     assert script.gets == []
 
 
 def test_one_answer_later_on_is_an_error() -> None:
-    script = Script(lambda number, body: plain(body) if number == 1 else as_json({"output": [[1.5, 2.5, 3.5, 4.5]]}), {})
+    script = Script(lambda number, body: plain(body) if number <= 2 else as_json({"output": [[1.5, 2.5, 3.5, 4.5]]}), {})
     assert "1 answer to 16 queries" in str(fail(script, "/predict"))
 
 

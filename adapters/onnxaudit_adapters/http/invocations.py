@@ -43,8 +43,8 @@ class Invocations:
 
     @property
     def first(self) -> int:
-        """Containers are hand-made: two queries are enough to learn whether this one takes more than one a request."""
-        return 2
+        """One query: whether a reply to several is read rightly depends on what is said to one."""
+        return 1
 
     def encode(self, queries: Queries, spec: InputSpec) -> Request:
         """One request; a PNG holds the first query only."""

@@ -59,7 +59,10 @@ class Reader:
             raise OneAnswerError(
                 f"the reply holds 1 answer to {n} queries", "Pass --batch 1 if the server takes one example a request."
             )
-        raise ReplyError(f"the reply holds {len(answers)} answers to {n} queries")
+        raise ReplyError(
+            f"the reply holds {len(answers)} answers to {n} {'query' if n == 1 else 'queries'}",
+            "If they are the classes of one query, best first, say so in a --target file: reply = { items, label }." * (n == 1),
+        )
 
     def _found(self, value: object, n: int, wanted: str | None) -> object:
         """The array of answers in a document, or its rankings; goes no deeper than the parser allowed."""

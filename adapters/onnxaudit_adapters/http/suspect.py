@@ -17,6 +17,9 @@ from onnxaudit_adapters.http.options import HttpOptions, parse_address
 from onnxaudit_adapters.http.strict_json import ReplyError
 from onnxaudit_adapters.http.transport import GarbageError, TooLargeError, Transport
 
+_TRIAL = 2
+"""Queries of the first request that holds several."""
+
 
 class _UnreadableError(GarbageError):
     """The dialect could not read a reply."""
@@ -26,7 +29,8 @@ class HttpSuspect(Suspect):
     """A classifier that answers over HTTP. Holds connections: use it as a context manager.
 
     The card's max_batch is that of the first request until one was answered, and shrinks when the server wants smaller ones.
-    Several threads may ask.
+    A dialect whose replies say too little of themselves is asked one query first, then two: where the reply to one can be read
+    as one to two, or two are not answered, it is asked one at a time. Several threads may ask.
     """
 
     def __init__(self, card: SuspectCard, found: Found, transport: Transport, headers: Iterable[str] = ()) -> None:
@@ -37,6 +41,8 @@ class HttpSuspect(Suspect):
         self._trail = found.trail
         self._transport = transport
         self._answered = False
+        self._trying = first is not None and self._most != 1  # whether several at once are taken is still to be found out
+        self._trial = threading.Lock()
         self._lock = threading.Lock()
         self._headers = tuple(headers)
         self._latest: tuple[Request, Reply | None] | None = None
@@ -90,13 +96,24 @@ class HttpSuspect(Suspect):
 
     def _ask(self, queries: Queries) -> Answers:
         """Raises BudgetSpent before a request that the budget does not cover, SmallerBatch as ``ask_once``; else as ``ask``."""
-        card = self.card
-        if not card.batch and card.max_batch and len(queries) > card.max_batch:
-            raise SmallerBatch(f"{card.source} takes {card.max_batch} queries at once")
+        if self._trying and self._answered and len(queries) > 1:
+            with self._trial:  # one request finds it out for all
+                if self._trying:
+                    return self._exchanged(queries, trial=True)
+        return self._exchanged(queries)
+
+    def _exchanged(self, queries: Queries, *, trial: bool = False) -> Answers:
+        """As ``_ask``. trial: the first request with several queries, which is not tried again."""
+        card, most = self.card, _TRIAL if trial else None
+        most = min(filter(None, (most, card.max_batch)), default=None)
+        if not card.batch and most and len(queries) > most:
+            with self._lock:
+                self.card = replace(self.card, max_batch=most)
+            raise SmallerBatch(f"{card.source} takes {most} queries at once")
         try:
             request = self._dialect.encode(queries, card.input)
             self._latest = (request, None)
-            answers = self._transport.send(request, lambda reply: self._read(request, reply, len(queries)))
+            answers = self._transport.send(request, lambda reply: self._read(request, reply, len(queries), trial), trial=trial)
         except TooLargeError as error:
             raise self._smaller(len(queries), max(1, len(queries) // 2), error) from None
         except OneAnswerError as error:
@@ -106,22 +123,31 @@ class HttpSuspect(Suspect):
         except SuspectError as error:
             raise type(error)(error.what, f"{error.hint}{self._tried()}") from None
         with self._lock:
-            if not self._answered:
-                self._answered = True
+            if trial or not self._answered:
+                self._answered, self._trying = True, self._trying and not trial
                 self.card = replace(self.card, max_batch=self._most)
         return answers
 
-    def _read(self, request: Request, reply: Reply, n: int) -> Answers:
-        """The answers in a reply. Raises OneAnswerError where the first reply is one, GarbageError for what is no answer."""
+    def _read(self, request: Request, reply: Reply, n: int, trial: bool) -> Answers:
+        """The answers in a reply. Raises OneAnswerError where a trial gets one, GarbageError for what is no answer."""
         self._latest = (request, reply)
         try:
-            return self._dialect.decode(reply, n)
-        except OneAnswerError as error:
-            if self._answered:
-                raise self._unreadable(error, reply) from None
-            raise
+            answers = self._dialect.decode(reply, n)
         except OnnxauditError as error:
+            if trial and isinstance(error, OneAnswerError):
+                raise
             raise self._unreadable(error, reply) from None
+        if self._trying and n == 1 and self._reads_as_several(reply):
+            with self._lock:
+                self._most, self._trying = 1, False
+        return answers
+
+    def _reads_as_several(self, reply: Reply) -> bool:
+        """Whether the reply to one query could be taken for the answers to two: two labels, as of a ranking of two classes."""
+        try:
+            return len(self._dialect.decode(reply, _TRIAL)) == _TRIAL
+        except OnnxauditError:
+            return False
 
     def _smaller(self, sent: int, size: int, error: SuspectError) -> SmallerBatch:
         """Smaller batches from now on. Raises SuspectError where they cannot be any smaller."""
@@ -129,6 +155,7 @@ class HttpSuspect(Suspect):
             raise SuspectError(f"{error.what} to a request of {sent}, which cannot be smaller", error.hint) from None
         with self._lock:  # several requests of the old size may have been on their way: none halves what another has halved
             self._most = min(size, self._most or size)
+            self._trying = self._trying and self._most > 1
             self.card = replace(self.card, max_batch=min(self._most, self.card.max_batch or size))
         return SmallerBatch(error.what, error.hint)
 

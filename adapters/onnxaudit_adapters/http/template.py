@@ -102,9 +102,9 @@ class Templated:
         return "template"
 
     @property
-    def first(self) -> int | None:
-        """The file says how many queries a request may hold."""
-        return 1 if self.one else None
+    def first(self) -> int:
+        """One query: whether a reply to several is read rightly depends on what is said to one."""
+        return 1
 
     def encode(self, queries: Queries, spec: InputSpec) -> Request:
         """One request with the places filled in."""

@@ -52,9 +52,9 @@ class TfServing:
         return "tfserving-png" if self.images else "tfserving"
 
     @property
-    def first(self) -> None:
-        """The protocol has batches, so the first request is like any other."""
-        return
+    def first(self) -> int:
+        """One query: whether a reply to several is read rightly depends on what is said to one."""
+        return 1
 
     @property
     def _classifies(self) -> bool:

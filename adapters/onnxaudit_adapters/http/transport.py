@@ -27,6 +27,7 @@ MAX_REPLY = 16 * 2**20  # bytes
 MAX_RETRIES = 4  # of one request after a fault, 5xx or garbage: TorchServe says 503 to what will never work
 MAX_WAITS = 20  # of one request after 429, so that a server which only ever says 429 does not hold an audit for ever
 HICCUPS = frozenset({500, 502, 503, 504, *range(520, 528)})  # what servers, and the networks before them, say of a bad moment
+_DECLINED = frozenset({400, 413, 415, 422, 501})  # what is said of a body that is of another form than was expected
 _MAX_COMPLAINT = 64 * 2**10  # bytes read of a reply that is an error
 _CHUNK = 64 * 2**10
 T = TypeVar("T")
@@ -149,12 +150,13 @@ class Transport:
             raise self._refused(found)
         return found
 
-    def send(self, request: Request, read: Callable[[Reply], T]) -> T:
+    def send(self, request: Request, read: Callable[[Reply], T], *, trial: bool = False) -> T:
         """What ``read`` makes of the reply to a request, which has status 2xx; it raises GarbageError if that is nothing.
 
         Raises TooLargeError where fewer queries may do, BudgetSpent before a request that the budget does not cover, and
         SuspectError where the server is down, refuses, or goes on failing. The first exchange decides: until one succeeds
-        nothing is tried again, because many servers say 500 or 503 to a request that is wrong for good.
+        nothing is tried again, because many servers say 500 or 503 to a request that is wrong for good. trial: nor is this one,
+        which holds several queries where only one was answered before: what is said against it may be said of their number.
         """
         retries = waits = 0
         while True:
@@ -178,6 +180,8 @@ class Transport:
                 self._lanes.narrow(sent)
                 self._pause(understood, waits)
                 waits += 1
+            elif trial and (isinstance(understood, Fault) or understood.status in HICCUPS | _DECLINED):
+                raise TooLargeError(f"{self.shown} did not answer {request.queries} queries at once")
             elif self._may_retry(understood) and retries < MAX_RETRIES:
                 self._pause(understood, retries)
                 retries += 1
