@@ -22,21 +22,26 @@ JSON_HEADERS: Mapping[str, str] = MappingProxyType({"Content-Type": "application
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One POST. queries: how many queries the body holds, which is what a budget counts."""
+    """One POST. queries: how many queries the body holds, which is what a budget counts. id: its own name, if any."""
 
     address: Address
     body: bytes = field(repr=False)
     queries: int
     headers: Mapping[str, str] = field(default_factory=lambda: JSON_HEADERS)
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back. headers: lower-case names; advice only, since servers send JSON under any type or none."""
+    """What came back. headers: lower-case names; advice only, since servers send JSON under any type or none.
+
+    asked: the id of the request that it has to be to; "": any.
+    """
 
     status: int
     body: bytes = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    asked: str = ""
 
     @property
     def ok(self) -> bool:
@@ -64,6 +69,10 @@ class Dialect(Protocol):
 
 class OneAnswerError(ReplyError):
     """One answer came back to several queries: this server takes one example a request."""
+
+
+class OtherRequestError(ReplyError):
+    """The reply says that it is to another request."""
 
 
 def encode_batch(queries: Queries, spec: InputSpec) -> NDArray[np.generic]:

@@ -12,7 +12,7 @@ from onnxaudit.answers import Answers
 from onnxaudit.errors import OnnxauditError, SmallerBatch, SuspectError, UsageError
 from onnxaudit.suspect import Queries, Suspect, SuspectCard, Target
 from onnxaudit_adapters.http.detect import Found, detect
-from onnxaudit_adapters.http.dialects import OneAnswerError, Reply, Request
+from onnxaudit_adapters.http.dialects import OneAnswerError, OtherRequestError, Reply, Request
 from onnxaudit_adapters.http.options import HttpOptions, parse_address
 from onnxaudit_adapters.http.strict_json import ReplyError
 from onnxaudit_adapters.http.transport import GarbageError, TooLargeError, Transport
@@ -43,6 +43,7 @@ class HttpSuspect(Suspect):
         self._answered = False
         self._trying = first is not None and self._most != 1  # whether several at once are taken is still to be found out
         self._trial = threading.Lock()
+        self._echoes = True  # the ids of requests, as the protocol has it; old versions of TorchServe do not
         self._lock = threading.Lock()
         self._headers = tuple(headers)
         self._latest: tuple[Request, Reply | None] | None = None
@@ -132,7 +133,7 @@ class HttpSuspect(Suspect):
         """The answers in a reply. Raises OneAnswerError where a trial gets one, GarbageError for what is no answer."""
         self._latest = (request, reply)
         try:
-            answers = self._dialect.decode(reply, n)
+            answers = self._decoded(request, reply, n)
         except OnnxauditError as error:
             if trial and isinstance(error, OneAnswerError):
                 raise
@@ -141,6 +142,16 @@ class HttpSuspect(Suspect):
             with self._lock:
                 self._most, self._trying = 1, False
         return answers
+
+    def _decoded(self, request: Request, reply: Reply, n: int) -> Answers:
+        """The answers in a reply to this request. A server that calls the first reply otherwise has names of its own."""
+        try:
+            return self._dialect.decode(replace(reply, asked=request.id if self._echoes else ""), n)
+        except OtherRequestError:
+            if self._answered:
+                raise
+            self._echoes = False
+            return self._dialect.decode(reply, n)
 
     def _reads_as_several(self, reply: Reply) -> bool:
         """Whether the reply to one query could be taken for the answers to two: two labels, as of a ranking of two classes."""

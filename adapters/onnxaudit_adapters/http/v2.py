@@ -18,7 +18,16 @@ from onnxaudit.answers import Answers
 from onnxaudit.errors import UsageError
 from onnxaudit.suspect import InputSpec, Queries
 from onnxaudit_adapters.http import binary
-from onnxaudit_adapters.http.dialects import JSON_HEADERS, Reply, Request, answers_from, encode_batch, is_labels, is_scores
+from onnxaudit_adapters.http.dialects import (
+    JSON_HEADERS,
+    OtherRequestError,
+    Reply,
+    Request,
+    answers_from,
+    encode_batch,
+    is_labels,
+    is_scores,
+)
 from onnxaudit_adapters.http.names import ClassNames
 from onnxaudit_adapters.http.options import Address
 from onnxaudit_adapters.http.rankings import answers_of
@@ -135,7 +144,8 @@ class V2:
             "shape": list(batch.shape),
             "datatype": DATATYPES[batch.dtype.name],
         }
-        document: dict[str, object] = {"id": hashlib.sha256(batch.tobytes()).hexdigest()[:16], "inputs": [tensor]}
+        name = hashlib.sha256(batch.tobytes()).hexdigest()[:16]
+        document: dict[str, object] = {"id": name, "inputs": [tensor]}
         if self.output_name is not None:
             wanted: dict[str, object] = {"name": self.output_name}
             if self.form == "classes":
@@ -147,15 +157,17 @@ class V2:
             else:
                 document["outputs"] = [{"name": self.output_name, "parameters": {"binary_data": True}}]
             body, headers = binary.join(document, batch)
-            return Request(self.address, body, len(queries), {**JSON_HEADERS, **headers})
+            return Request(self.address, body, len(queries), {**JSON_HEADERS, **headers}, name)
         tensor["data"] = batch.ravel().tolist()
-        return Request(self.address, json.dumps(document, allow_nan=False).encode(), len(queries))
+        return Request(self.address, json.dumps(document, allow_nan=False).encode(), len(queries), id=name)
 
     def decode(self, reply: Reply, n: int) -> Answers:
         """Answers from the output with class scores (n, C), else the one with labels (n,) or (n, 1), or Triton's rankings."""
         document, tensors = binary.split(reply.body, reply.headers)
         if not isinstance(document, dict) or not isinstance(document.get("outputs"), list):
             raise ReplyError("the reply has no outputs, which the Open Inference Protocol demands")
+        if reply.asked and document.get("id") not in (None, "", reply.asked):
+            raise OtherRequestError(f"the reply has the id {str(document['id'])!r}, and the request had {reply.asked!r}")
         outputs = dict(_tensor(output, tensors) for output in document["outputs"])
         name = self._choice(outputs)
         values = outputs[name]
