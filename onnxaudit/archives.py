@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickletools
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import IO, Literal, TypeAlias
 
 from onnxaudit.errors import ArtefactError
+from onnxaudit.regular import open_regular
 
 Kind: TypeAlias = Literal["torchscript", "exported", "weights", "pickle", "safetensors", "onnx", "unknown"]
 
@@ -44,7 +46,7 @@ def sniff(path: Path) -> Kind:
     Raises ArtefactError for a file that cannot be read, a damaged or oversized zip, or one with unsafe member names.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(16)
             if head.startswith(_ZIP):
                 with open_archive(path) as archive:
@@ -108,7 +110,19 @@ def read_file(path: Path, limit: int = MAX_UNPACKED) -> bytes:
     try:
         if (size := path.stat().st_size) > limit:
             raise ArtefactError(f"{path.name} has {size} bytes, more than such a model can have", "It is not safe to open.")
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
+    except OSError as error:
+        raise ArtefactError(f"{path.name} cannot be read: {error.strerror or error}") from None
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a model's file, which is not held in memory. Raises ArtefactError if it cannot be read, or is too large."""
+    try:
+        if path.stat().st_size > MAX_UNPACKED:
+            raise ArtefactError(f"{path.name} has more bytes than a model has", "It is not safe to open.")
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ArtefactError(f"{path.name} cannot be read: {error.strerror or error}") from None
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnxaudit.answers import Access, Answers
 from onnxaudit.decode import canonical, decode, parse
 from onnxaudit.errors import ArtefactError, UsageError
+from onnxaudit.regular import open_regular
 from onnxaudit.suspect import InputSpec, Queries
 
 FORMAT = 1
@@ -219,7 +220,7 @@ def _read(path: Path) -> tuple[str, bytes]:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ArtefactError(f"{path} has {size} bytes, more than any bundle", f"The limit is {MAX_BYTES}.")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(8)
             length: int = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 0 < length <= min(size - 8, MAX_HEADER):

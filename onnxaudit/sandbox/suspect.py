@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import sys
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
-from onnxaudit.archives import MAX_UNPACKED
+from onnxaudit.archives import sha256_of
 from onnxaudit.decode import decode
 from onnxaudit.errors import ArtefactError, OnnxauditError, SuspectError, UsageError
 from onnxaudit.registry import kind_of
@@ -60,7 +59,7 @@ def open_confined(target: Target, limits: Limits) -> ConfinedSuspect:
     path = None if kind == "python" else Path(target.source).absolute()
     if path is not None and not path.is_file():
         raise UsageError(f"{target.source} is not a file", "Check the path.")
-    digest = None if path is None else _sha256(path)
+    digest = None if path is None else sha256_of(path)
     devices = ["/dev/null"] if target.device == "cpu" else ["/dev/null", *map(str, Path("/dev").glob("nvidia*"))]
     process = Confined(target.source, limits, readable(path), devices, here=path is None)
     try:
@@ -176,16 +175,6 @@ def _may_need_others(path: Path) -> bool:
                 return True
             tail = chunk[-8:]
     return False
-
-
-def _sha256(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_UNPACKED:
-            raise ArtefactError(f"{path.name} has more bytes than a model has", "It is not safe to open.")
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ArtefactError(f"{path.name} cannot be read: {error.strerror or error}") from None
 
 
 def _told(target: Target) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxaudit.errors import ArtefactError, UsageError
+from onnxaudit.regular import open_regular
 from onnxaudit_adapters.http.options import BOUNDS, DIALECTS, checked_headers, within_bounds
 from onnxaudit_adapters.http.template import Template
 
@@ -89,7 +90,8 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ArtefactError(f"{path} is larger than a target file can be", "It holds a few lines; see docs/http.md.")
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
         if any(len(line) > _MAX_LINE for line in data.splitlines()):
             raise ArtefactError(f"{path} has a line of more than {_MAX_LINE} bytes", "It holds a few lines; see docs/http.md.")
         return tomllib.loads(data.decode("utf-8"))

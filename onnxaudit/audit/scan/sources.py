@@ -10,6 +10,9 @@ from onnxaudit.errors import UsageError
 from onnxaudit.fetching import listed
 from onnxaudit.registry import is_endpoint, suffixes
 
+MOST_LISTED = 1 << 28
+"""Characters of a list, which is held in memory."""
+
 
 def gathered(paths: Sequence[str], listing: Path | None = None) -> list[str]:
     """Every suspect once, in order: files, the models below folders (by suffix), endpoints, and files behind other URLs.
@@ -34,9 +37,13 @@ def _lines(listing: Path | None) -> list[str]:
     if listing is None:
         return []
     try:
-        text = listing.read_text(encoding="utf-8", errors="surrogateescape")
+        with listing.open(encoding="utf-8", errors="surrogateescape") as file:  # which may be a pipe, as /dev/stdin
+            text = file.read(MOST_LISTED)
+            more = file.read(1)
     except OSError as error:
         raise UsageError(f"--list {listing} cannot be read: {error.strerror}", "Check the path.") from None
+    if more:
+        raise UsageError(f"--list {listing} has more than {MOST_LISTED} characters", "Give parts of it, one after another.")
     return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from onnxaudit.archives import MAX_ONNX, MAX_UNPACKED, read_file
+from onnxaudit.archives import MAX_ONNX, read_file, sha256_of
 from onnxaudit.audit.checking import CheckOptions
 from onnxaudit.audit.progress import Silent
 from onnxaudit.audit.running import failed, run_check
@@ -101,9 +101,10 @@ def work(briefing: Briefing, item: Item) -> Any:
 
 def content_of_file(path: Path) -> str:
     """One digest of a file and of those that its weights lie in. Raises OSError, or ArtefactError for an unsafe model."""
-    data = read_file(path, MAX_ONNX if path.suffix.lower() == ".onnx" else MAX_UNPACKED)
-    others = {name: f"sha256:{digest}" for name, digest in weights_beside(data, path).items()}
-    return digest_of(hashlib.sha256(data).hexdigest(), others) or ""
+    data = read_file(path, MAX_ONNX) if path.suffix.lower() == ".onnx" else None  # of others nothing more is read here
+    own = sha256_of(path) if data is None else hashlib.sha256(data).hexdigest()
+    others = {name: f"sha256:{digest}" for name, digest in weights_beside(data or b"", path).items()}
+    return digest_of(own, others) or ""
 
 
 def _told(source: str) -> str | None:

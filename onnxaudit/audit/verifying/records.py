@@ -8,6 +8,7 @@ from typing import Any
 from onnxaudit.bundle import MAX_HEADER
 from onnxaudit.decode import parse
 from onnxaudit.errors import ArtefactError, UsageError
+from onnxaudit.regular import open_regular
 from onnxaudit.transcript import Record
 
 KINDS = {
@@ -25,7 +26,8 @@ def read_bytes(path: Path, limit: int = 4 << 30) -> bytes:
     try:
         if path.stat().st_size > limit:
             raise ArtefactError(f"{path.name} is larger than {limit} bytes")
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", "Check the path.") from None
 
@@ -36,7 +38,7 @@ def kind_of(path: Path) -> str:
     Raises ArtefactError for JSON of no kind known here.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(9)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", "Check the path.") from None
