@@ -134,6 +134,13 @@ def _drop_capabilities() -> None:
     _checked(_libc().capset(header, none))
 
 
+def landlock_abi() -> int:
+    """The version of the kernel's Landlock, 0 where there is none, or it is switched off."""
+    if sys.platform != "linux":
+        return 0
+    return max(0, int(_libc().syscall(_LANDLOCK[0], None, ctypes.c_size_t(0), ctypes.c_uint(1))))
+
+
 def _landlock(readable: Sequence[str], devices: Sequence[str]) -> None:
     """Let nothing be read but ``readable``, and nothing written but ``devices``."""
     call = _libc().syscall

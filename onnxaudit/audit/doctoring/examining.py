@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from onnxaudit.audit.doctoring import machine, packages, runtimes
+from onnxaudit.audit.doctoring import confinement, machine, packages, runtimes
 from onnxaudit.audit.doctoring.signs import Examination, Sign, one_line
 
 
@@ -22,6 +22,7 @@ def examine(folder: Path, *, full: bool = False) -> Examination:
         ("extras", packages.extras),
         ("adapters", lambda: runtimes.adapters(full)),
         ("machine", machine.machine),
+        ("sandbox", confinement.confinement),
         ("writing", lambda: machine.writing(folder)),
     )
     return Examination(tuple(sign for part, look in parts for sign in _looked(part, look)), full)
