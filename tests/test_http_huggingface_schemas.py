@@ -77,7 +77,7 @@ def test_replies_of_the_recipe_fit_the_schema(validators: dict[str, Draft6Valida
                 assert len(said) == (num_classes or 5)
 
 
-@pytest.mark.parametrize(("peer", "names"), [("litserve", ("hf",))])
+@pytest.mark.parametrize(("peer", "names"), [("litserve", ("hf",)), ("huggingface", ("all", "best"))])
 def test_recorded_replies_fit_the_schema(validators: dict[str, Draft6Validator], peer: str, names: tuple[str, ...]) -> None:
     kept = json.loads((RECORDED / f"{peer}.json").read_text())
     for name in names:

@@ -16,6 +16,7 @@ from onnxaudit.errors import SuspectError, UsageError
 from onnxaudit.suspect import InputSpec, Target
 from onnxaudit_adapters.http import open_http
 from tests.mlserver_peer import running
+from tests.peer_bundle import copy_of_victim, found, linear_bundle, other_model
 
 SPEC = InputSpec((8, 8, 3))
 QUERIES = np.random.default_rng(3).integers(0, 256, (40, 8, 8, 3), np.uint8)
@@ -58,9 +59,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(model: Path) -> Iterator[str]:
-    """The origin of a running MLServer with that classifier, once with metadata ("suspect") and once without ("mute")."""
+    """The origin of a running MLServer with that classifier, once with metadata ("suspect") and once without ("mute").
+
+    Beside it: a copy of a bundle's victim, and another model of the same task.
+    """
     inputs = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [-1, 3, 8, 8]}]}
-    with running({"suspect": (model, inputs), "mute": (model, {})}, model.parent) as origin:
+    linear = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 1, 4, 4]}]}
+    models = {"copy": copy_of_victim(model.parent / "copy.onnx"), "another": other_model(model.parent / "another.onnx")}
+    served = {name: (path, linear) for name, path in models.items()}
+    with running({"suspect": (model, inputs), "mute": (model, {}), **served}, model.parent) as origin:
         yield origin
 
 
@@ -79,6 +86,14 @@ def test_mlserver_gives_the_scores_of_onnx_runtime(server: str, model: Path, tai
         assert getattr(suspect, "queries_sent", None) == 40
     assert answers.access == Access.LOGITS
     np.testing.assert_allclose(answers.dense(), _local(model), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "finding"), [("copy", "derived"), ("another", "not-shown")])
+def test_mlserver_gives_the_finding_of_the_file(server: str, model: Path, name: str, finding: str) -> None:
+    bundle = linear_bundle()
+    expected = found(bundle, str(model.parent / f"{name}.onnx"))
+    assert expected[0] == finding
+    assert found(bundle, f"{server}/v2/models/{name}") == expected
 
 
 def test_mlserver_gives_labels_alone_when_they_are_chosen(server: str, model: Path) -> None:

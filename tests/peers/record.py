@@ -8,15 +8,17 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxaudit.suspect import InputSpec, Queries
 from onnxaudit_adapters.http.dialects import Dialect
 from onnxaudit_adapters.http.huggingface import HuggingFace
 from onnxaudit_adapters.http.invocations import Invocations
+from onnxaudit_adapters.http.names import ClassNames
 from onnxaudit_adapters.http.options import Address, parse_address
 from onnxaudit_adapters.http.plain import Plain
 from onnxaudit_adapters.http.tfserving import TfServing
@@ -24,7 +26,7 @@ from onnxaudit_adapters.http.torchserve import TorchServe
 from onnxaudit_adapters.http.v2 import V2
 from tests.bundles import CLASSES, save_linear
 from tests.mlserver_peer import running as mlserver
-from tests.peer_bundle import linear_bundle, linear_weights
+from tests.peer_bundle import ANIMALS, PICTURES, linear_bundle, linear_weights, pictures, scores_of
 from tests.peers import starting
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -67,6 +69,12 @@ CASES: dict[str, dict[str, Case]] = {
         "form": Case("/predictions/suspect", lambda at: TorchServe(at, "data", num_classes=CLASSES), 1),
     },
 }
+_PICTURE = "/models/owner/suspect"
+HUGGINGFACE = {
+    "all": Case(_PICTURE, lambda at: HuggingFace(at, len(ANIMALS), ClassNames(ANIMALS)), 1),
+    "best": Case(_PICTURE, lambda at: HuggingFace(at, len(ANIMALS), ClassNames(ANIMALS), raw=True), 1),
+}
+"""What a Vision Transformer is asked: it sees colours, which the linear model of the others does not."""
 GETS = ("/v2", "/v1/models", "/ping", "/openapi.json", "/v2/models/suspect")
 _LONGEST = 8000  # of a description in base64: longer ones are documentation
 _HEADERS = ("content-type", "inference-header-content-length", "retry-after", "www-authenticate")
@@ -96,16 +104,26 @@ def _sent(url: str, body: bytes | None, headers: dict[str, str]) -> dict[str, An
     return {"status": status, "headers": kept, "body": base64.b64encode(content).decode()}
 
 
-def _recorded(peer: str, origin: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    bundle = linear_bundle()
-    for name, case in CASES[peer].items():
-        request = case.dialect(parse_address(origin + case.path)).encode(bundle.queries[: case.n], bundle.manifest.input)
+def _recorded(cases: Mapping[str, Case], queries: Queries, spec: InputSpec, origin: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, case in cases.items():
+        request = case.dialect(parse_address(origin + case.path)).encode(queries[: case.n], spec)
         reply = _sent(request.address.url, request.body, dict(request.headers))
         yield name, {"sent": base64.b64encode(request.body).decode(), "reply": reply}
         wrong = _sent(request.address.url, b'{"nonsense": [1]}', dict(request.headers))
         yield f"{name}-refused", {"reply": wrong}
     gets = {path: _sent(origin + path, None, {"Accept": "application/json"}) for path in GETS}
     yield "gets", {path: reply for path, reply in gets.items() if len(reply["body"]) < _LONGEST}
+
+
+def record_huggingface() -> None:
+    """What Hugging Face's server says of a picture, and beside it what ONNX Runtime says of it, since nothing here is linear."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = starting.vision_transformer(folder / "model", 0, PICTURES.shape[0], ANIMALS)
+        with starting.huggingface(model, folder) as origin:
+            replies = dict(_recorded(HUGGINGFACE, pictures(), PICTURES, origin))
+        replies["scores"] = scores_of(model, pictures()[:1])[0].tolist()
+    _write("huggingface", replies, origin)
 
 
 def record_nginx() -> None:
@@ -120,7 +138,7 @@ def record_nginx() -> None:
             replies = {"no-key": _sent(url, b"{}", {}), "too-large": _sent(url, b" " * 4096, headers)}
             fast = [_sent(url, b"{}", headers) for _ in range(20)]
             replies["too-fast"] = next(reply for reply in fast if reply["status"] == 429)
-    (RECORDED / "nginx.json").write_text(json.dumps(replies, indent=1, sort_keys=True) + "\n")
+    _write("nginx", replies, origin)
 
 
 def record(peer: str) -> None:
@@ -130,15 +148,23 @@ def record(peer: str) -> None:
         model = save_linear(folder / "victim.onnx", CLASSES, weights=linear_weights(), size=4)
         (folder / "server").mkdir()
         with _started(peer, model, folder / "server") as origin:
-            text = json.dumps(dict(_recorded(peer, origin)), indent=1, sort_keys=True)
-    RECORDED.mkdir(exist_ok=True)
+            bundle = linear_bundle()
+            replies = dict(_recorded(CASES[peer], bundle.queries, bundle.manifest.input, origin))
+    _write(peer, replies, origin)
+
+
+def _write(peer: str, replies: Mapping[str, Any], origin: str) -> None:
+    text = json.dumps(replies, indent=1, sort_keys=True)
     (RECORDED / f"{peer}.json").write_text(text.replace(origin, ORIGIN) + "\n")
 
 
+_OTHERS = {"nginx": record_nginx, "huggingface": record_huggingface}
+
+
 if __name__ == "__main__":
-    for chosen in sys.argv[1:] or [*CASES, "nginx"]:
+    for chosen in sys.argv[1:] or [*CASES, *_OTHERS]:
         print(f"{chosen} ...", flush=True)
-        if chosen == "nginx":
-            record_nginx()
+        if chosen in _OTHERS:
+            _OTHERS[chosen]()
         else:
             record(chosen)

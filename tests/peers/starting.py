@@ -204,6 +204,26 @@ def torchserve(model: Path, folder: Path) -> Iterator[str]:
         yield origin
 
 
+def vision_transformer(folder: Path, noise: float, size: int, names: Sequence[str]) -> Path:
+    """Make the folder of a small classifier for huggingface(): its ``model.onnx``. noise 0: the victim; a little: a copy."""
+    make: list[str | Path] = [installed("huggingface") / "python", RECIPES / "huggingface" / "make.py", folder, str(noise)]
+    command = [str(part) for part in [*make, str(size), *names]]
+    done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "model.onnx"
+
+
+@contextmanager
+def huggingface(model: Path, folder: Path) -> Iterator[str]:
+    """The origin of Hugging Face's server with the folder that vision_transformer() made; it takes POST at every path."""
+    python = installed("huggingface") / "python"
+    (port,) = free_ports(1)
+    origin = f"http://127.0.0.1:{port}"
+    variables = {"HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with started([python, RECIPES / "huggingface" / "serve.py", model.parent, str(port)], origin, folder, variables):
+        yield origin
+
+
 @contextmanager
 def nginx(behind: str, folder: Path, key: str) -> Iterator[str]:
     """The origin of nginx in front of another peer: a key, 20 requests a second, 2 kB a request."""
