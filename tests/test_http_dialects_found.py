@@ -48,14 +48,14 @@ def test_what_a_server_says_tells_its_dialect(
     with served(script) as url, opened(url + path) as suspect:
         np.testing.assert_array_equal(suspect.ask(QUERIES).dense(), EXPECTED)
         assert suspect.card.runtime["dialect"] == dialect
-    assert script.gets == PROBES[:probed]
+    assert [place for place in script.gets if place != "/v1/models/m/metadata"] == PROBES[:probed]
 
 
-def test_the_dialect_that_is_named_asks_nothing_first() -> None:
+def test_the_dialect_that_is_named_asks_for_the_model_s_metadata_alone() -> None:
     script = Script(scored("instances", "predictions"))
     with served(script) as url, opened(url + "/v1/models/m", dialect="tfserving") as suspect:
         np.testing.assert_array_equal(suspect.ask(QUERIES).dense(), EXPECTED)
-    assert script.gets == []
+    assert script.gets == ["/v1/models/m/metadata"]
 
 
 @pytest.mark.parametrize(

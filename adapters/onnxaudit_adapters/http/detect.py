@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 from urllib.parse import urlsplit
 
 from onnxaudit.errors import UsageError
@@ -17,7 +18,8 @@ from onnxaudit_adapters.http.plain import Plain
 from onnxaudit_adapters.http.probes import probe, read_server, tried
 from onnxaudit_adapters.http.strict_json import ReplyError
 from onnxaudit_adapters.http.template import Template, Templated
-from onnxaudit_adapters.http.tfserving import TfServing, predict_address
+from onnxaudit_adapters.http.tfserving import TfServing, metadata_address, predict_address, read_inputs
+from onnxaudit_adapters.http.tfserving import dtype_of as tensorflow_dtype
 from onnxaudit_adapters.http.torchserve import TorchServe, predictions_address
 from onnxaudit_adapters.http.transport import Transport
 from onnxaudit_adapters.http.v2 import V2, Endpoints, Metadata, dtype_of, endpoints, read_metadata
@@ -58,8 +60,9 @@ def detect(target: Target, address: Address, options: HttpOptions, transport: Tr
         if places is None:
             raise UsageError(f"{address.shown} names no model of the Open Inference Protocol", f"Give the URL as {_FORMS['v2']}.")
         return _v2(target, places, options, transport, names)
-    found = _other(spoken, target, address, options, names)
-    return replace(found, trail=trail)
+    if spoken == "tfserving" and (place := metadata_address(address)) is not None:
+        return replace(_tfserving(target, address, place, options, transport, names), trail=trail)
+    return replace(_other(spoken, target, address, options, names), trail=trail)
 
 
 def by_url(address: Address) -> str | None:
@@ -109,6 +112,27 @@ def _other(spoken: str, target: Target, address: Address, options: HttpOptions, 
         dialect = Plain(address, "input" if options.input_name is None else options.input_name, output, classes, names)
     single = base in ("torchserve", "huggingface") or spoken == "invocations-png"
     return Found(dialect, target.input_spec(), max_batch=1 if single else None, facts={"dialect": dialect.name})
+
+
+def _tfserving(
+    target: Target, address: Address, place: Address, options: HttpOptions, transport: Transport, names: ClassNames
+) -> Found:
+    """TensorFlow Serving, which may say what the model takes. Raises UsageError where several inputs want to be filled."""
+    found = _other("tfserving", target, address, options, names)
+    try:
+        inputs = read_inputs(transport.get(place, guessed=True))
+    except ReplyError:  # whatever answers there knows nothing of the model
+        inputs = {}
+    if not inputs:
+        return found
+    wanted = options.input_name or next(iter(inputs))
+    if wanted not in inputs or (len(inputs) > 1 and not options.input_name):
+        missing = f"has no input {wanted!r}" if wanted not in inputs else f"takes {len(inputs)} inputs"
+        raise UsageError(f"{address.shown} {missing}", f"It has {', '.join(inputs)}: choose with --input-name.")
+    dims, datatype = inputs[wanted]
+    signature = read_signature(replace(target, options={}), dims, tensorflow_dtype(datatype))
+    dialect = replace(cast("TfServing", found.dialect), dims=signature.dims)
+    return replace(found, dialect=dialect, input=signature.spec, batch=signature.batch)
 
 
 def _templated(target: Target, address: Address, options: HttpOptions, names: ClassNames) -> Found:

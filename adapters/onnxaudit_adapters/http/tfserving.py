@@ -19,7 +19,10 @@ from onnxaudit_adapters.http.rankings import answers_of, paired
 from onnxaudit_adapters.http.reading import Reader
 from onnxaudit_adapters.http.strict_json import ReplyError, parse
 
+_MAX_AXES = 8
 _PATH = re.compile(r"(?P<model>.*/v1/models/[^/:]+(?:/(?:versions|labels)/[^/:]+)?)/?(?P<verb>:predict|:classify)?\Z")
+_SIZE = re.compile(r"(?:-1|[0-9]{1,9})\Z")
+_DTYPES = {"DT_FLOAT": "float32", "DT_HALF": "float16", "DT_DOUBLE": "float64", "DT_UINT8": "uint8"}
 _FIELDS = ("predictions", "outputs", "results")
 
 
@@ -32,9 +35,50 @@ def predict_address(address: Address) -> Address | None:
     return address.at(path) if path.endswith((":predict", ":classify")) else None
 
 
+def metadata_address(address: Address) -> Address | None:
+    """Where the model that is asked to predict tells of itself; None for a path that names no model, or asks to classify."""
+    match = _PATH.match(urlsplit(address.url).path)
+    return address.at(match["model"] + "/metadata") if match is not None and match["verb"] != ":classify" else None
+
+
+def read_inputs(reply: Reply) -> dict[str, tuple[tuple[int | None, ...], str]]:
+    """Inputs by name of the signature that is asked where none is named: (dims, type), dims () where nothing usable is said.
+
+    Nothing for a reply that says nothing of it: KServe has no such address. Sizes are texts there, -1 for any.
+    """
+    document: object = parse(reply.body) if reply.ok else None
+    for key in ("metadata", "signature_def", "signature_def", "serving_default", "inputs"):
+        document = document.get(key) if isinstance(document, dict) else None
+    if not isinstance(document, dict):
+        return {}
+    return {
+        name: (_dims(said.get("tensor_shape")), str(said.get("dtype", "")))
+        for name, said in document.items()
+        if isinstance(said, dict)
+    }
+
+
+def _dims(shape: object) -> tuple[int | None, ...]:
+    listed = shape.get("dim") if isinstance(shape, dict) and shape.get("unknown_rank") is not True else None
+    sizes = [str(dim.get("size")) if isinstance(dim, dict) else "" for dim in listed] if isinstance(listed, list) else []
+    if not 1 < len(sizes) <= _MAX_AXES or not all(map(_SIZE.match, sizes)):
+        return ()
+    return tuple(int(size) if int(size) > 0 else None for size in sizes)
+
+
+def dtype_of(datatype: str) -> str | None:
+    """The NumPy type of an input, None where the server does not say. Raises UsageError for one that takes no numbers."""
+    if datatype in _DTYPES or not datatype:
+        return _DTYPES.get(datatype)
+    hint = "If it takes images as bytes, pass --dialect tfserving-png." if datatype == "DT_STRING" else ""
+    raise UsageError(f"the model takes {datatype}, not pixels or numbers", hint or f"What can be sent: {', '.join(_DTYPES)}.")
+
+
 @dataclass(frozen=True, slots=True)
 class TfServing:
     """``{"instances": rows}``; with input_name ``{"instances": [{name: row}, …]}``. images: each row is a PNG as ``{"b64": …}``.
+
+    dims: the shape of one example where it is not the spec's own.
 
     An address that ends in ``:classify`` is sent ``{"examples": …}`` and answers lists of pairs of label and score.
     """
@@ -45,6 +89,7 @@ class TfServing:
     num_classes: int | None = None
     names: ClassNames = field(default_factory=ClassNames, compare=False)
     images: bool = False
+    dims: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -67,6 +112,7 @@ class TfServing:
             rows = [{"b64": base64_text(png(queries[row : row + 1], spec))} for row in range(len(queries))]
         else:
             batch = encode_batch(queries, spec)
+            batch = batch if self.dims is None else batch.reshape(len(batch), *self.dims)
             rows = (batch.reshape(len(batch), -1) if self._classifies else batch).tolist()
         if self.input_name:
             rows = [{self.input_name: row} for row in rows]
