@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxaudit.processor import int8_instructions
 from onnxaudit.registry import open_suspect
 from onnxaudit.suspect import InputSpec, Target
-from onnxaudit_adapters.processor import int8_instructions
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 NAMES = ("int8-static", "int8-dynamic")

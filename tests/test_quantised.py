@@ -18,11 +18,11 @@ from onnxaudit.audit.judging.exports import export_agreements
 from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import ModelEntry, QueryBundle, load
+from onnxaudit.processor import TELLING, int8_instructions
 from onnxaudit.registry import open_suspect
 from onnxaudit.report.model import DERIVED, ExportAgreement
 from onnxaudit.report.text import exports_words, like_an_export
 from onnxaudit.suspect import Suspect, SuspectCard, Target
-from onnxaudit_adapters.processor import TELLING, int8_instructions
 from tests.conftest import FIXTURES, ZOO
 
 KINDS = ["fp16", "int8-static", "int8-dynamic"]

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from onnxaudit.answers import Answers
 from onnxaudit.archives import MAX_ONNX, read_file
 from onnxaudit.errors import ArtefactError, SuspectError, UsageError
+from onnxaudit.processor import int8_instructions
 from onnxaudit.suspect import Queries, Suspect, SuspectCard, Target
 from onnxaudit_adapters.devices import cuda_failed, wants_cuda
 from onnxaudit_adapters.external import MAY_HAVE, external_files
 from onnxaudit_adapters.naming import named_in
 from onnxaudit_adapters.outputs import choose, class_names_of, read_output
-from onnxaudit_adapters.processor import int8_instructions
 from onnxaudit_adapters.signature import Signature, read_signature
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8"}

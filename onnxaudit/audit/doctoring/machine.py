@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from onnxaudit.audit.doctoring.signs import Sign
+from onnxaudit.processor import EXACT, instructions
 
-VNNI = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "FEAT_DotProd", "FEAT_I8MM")
-"""Flags of processors that sum products of 8-bit numbers exactly; without them sums may saturate at 16 bits."""
 LITTLE_MEMORY = 2 * 2**30
 LITTLE_DISK = 2**30
 _CGROUP = Path("/sys/fs/cgroup")
@@ -32,12 +29,12 @@ def machine() -> Iterator[Sign]:
         few = memory < LITTLE_MEMORY
         advice = "Large models may not fit; give --batch or a smaller suspect." if few else ""
         yield Sign("machine", "memory", "warning" if few else "ok", words, advice)
-    yield int8(cpu_flags())
+    yield int8(instructions())
 
 
 def int8(flags: frozenset[str]) -> Sign:
     """Whether INT8 models answer here as they do on newer processors."""
-    found = [flag for flag in VNNI if flag in flags]
+    found = [flag for flag in EXACT if flag in flags]
     if found:
         return Sign("machine", "INT8", "ok", f"exact 8-bit sums ({', '.join(found)})")
     if not flags:
@@ -85,19 +82,6 @@ def memory_bytes() -> int | None:
     if limit.isdecimal() and used.isdecimal():
         found = min(found, max(0, int(limit) - int(used)))
     return found
-
-
-def cpu_flags() -> frozenset[str]:
-    """What the processor can do, in the system's own words; empty where the system does not say."""
-    for line in _text(Path("/proc/cpuinfo")).splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    if sys.platform == "darwin":
-        command = ["/usr/sbin/sysctl", "hw.optional.arm"]
-        said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5).stdout
-        return frozenset(line.split(":")[0].rpartition(".")[2] for line in said.splitlines() if line.endswith(": 1"))
-    return frozenset()
 
 
 def _text(path: Path) -> str:
