@@ -13,9 +13,10 @@ from onnxaudit.errors import OnnxauditError, SmallerBatch, SuspectError, UsageEr
 from onnxaudit.suspect import Queries, Suspect, SuspectCard, Target
 from onnxaudit_adapters.http.detect import Found, detect
 from onnxaudit_adapters.http.dialects import OneAnswerError, OtherRequestError, Reply, Request
+from onnxaudit_adapters.http.exchanges import GarbageError
 from onnxaudit_adapters.http.options import HttpOptions, parse_address
 from onnxaudit_adapters.http.strict_json import ReplyError
-from onnxaudit_adapters.http.transport import GarbageError, TooLargeError, Transport
+from onnxaudit_adapters.http.transport import TooLargeError, Transport
 
 _TRIAL = 2
 """Queries of the first request that holds several."""

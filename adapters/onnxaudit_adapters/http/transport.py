@@ -1,35 +1,26 @@
-"""The only code with a socket: sends a request, paces, retries and counts. Knows nothing of classifiers."""
+"""When a request is sent, how often, and when that is the end: paces, retries and counts. Knows nothing of classifiers."""
 
 from __future__ import annotations
 
 import random
-import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from importlib.metadata import version
-from mmap import mmap
 from typing import Generic, TypeVar
 
-import requests
-from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
-
-from onnxaudit.errors import BudgetSpent, OnnxauditError, Stopped, SuspectError, UsageError
-from onnxaudit_adapters.http.deadlines import WholeReplies
+from onnxaudit.errors import BudgetSpent, OnnxauditError, Stopped, SuspectError
 from onnxaudit_adapters.http.dialects import Reply, Request
+from onnxaudit_adapters.http.exchanges import Exchanges, Fault, GarbageError
 from onnxaudit_adapters.http.options import Address, HttpOptions
 from onnxaudit_adapters.http.pacing import Lanes, Pace, backoff, retry_after
 from onnxaudit_adapters.http.redaction import Redaction
 
-MAX_REPLY = 16 * 2**20  # bytes
 MAX_RETRIES = 4  # of one request after a fault, 5xx or garbage: TorchServe says 503 to what will never work
 MAX_WAITS = 20  # of one request after 429, so that a server which only ever says 429 does not hold an audit for ever
 HICCUPS = frozenset({500, 502, 503, 504, *range(520, 528)})  # what servers, and the networks before them, say of a bad moment
 _DECLINED = frozenset({400, 413, 415, 422, 501})  # what is said of a body that is of another form than was expected
-_MAX_COMPLAINT = 64 * 2**10  # bytes read of a reply that is an error
-_CHUNK = 64 * 2**10
 T = TypeVar("T")
 
 
@@ -37,35 +28,11 @@ class TooLargeError(SuspectError):
     """The server wants fewer queries in a request."""
 
 
-class GarbageError(SuspectError):
-    """A reply with status 2xx that is not what was asked for. After a success it is asked for again; it is never made to fit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """No reply came back, or none of use. reason: without secrets. error: what to raise if that is the end of it."""
-
-    reason: str
-    error: SuspectError | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class _Understood(Generic[T]):
     """What was read from a good reply."""
 
     value: T
-
-
-class _Session(requests.Session):
-    """A session that does not look at redirects: requests reads their body, and .netrc for their host, even unfollowed."""
-
-    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002
-        return None
-
-
-def _no_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """An authentication that adds nothing: with it requests leaves .netrc alone, and still takes the environment's proxies."""
-    return request
 
 
 class Transport:
@@ -93,7 +60,6 @@ class Transport:
         self.lost = 0
         self.told: Callable[[int], None] = lambda _: None
         self.shown = address.shown
-        self._address = address
         self._options = options
         self._stopped = threading.Event()
         self._wait = sleep or self._stopped.wait
@@ -102,36 +68,12 @@ class Transport:
         self._lanes = Lanes(options.concurrency, clock)
         self._succeeded = False
         self._lock = threading.Lock()
-        self._own = threading.local()  # a session is for one thread
-        self._sessions: list[_Session] = []
         self.redaction = Redaction(options.headers, address.secrets)
-
-    def _session(self) -> _Session:
-        session: _Session | None = getattr(self._own, "session", None)
-        if session is None:
-            session = self._own.session = self._new_session()
-            with self._lock:
-                self._sessions.append(session)
-        return session
-
-    def _new_session(self) -> _Session:
-        session = _Session()
-        session.auth = _no_netrc
-        session.headers.clear()
-        # Identity: a few compressed bytes must not become gigabytes after the size was checked.
-        session.headers.update({"User-Agent": f"onnxaudit/{version('onnxaudit')}", "Accept-Encoding": "identity"})
-        if self._address.authorization:
-            session.headers["Authorization"] = self._address.authorization
-        session.headers.update(self._options.headers)
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, WholeReplies(self._options.timeout))
-        return session
+        self._exchanges = Exchanges(address, options, self.redaction)
 
     def close(self) -> None:
         """Close the connections."""
-        with self._lock:
-            for session in self._sessions:
-                session.close()
+        self._exchanges.close()
 
     def stop(self) -> None:
         """Called from another thread: send nothing more, try nothing again. What is on its way may still be answered."""
@@ -143,7 +85,7 @@ class Transport:
         guessed: the path may not exist, which gateways call forbidden: 403 is then a reply like others.
         """
         self._pace.wait(1)
-        found = self._exchange("GET", address.url, None, {"Accept": "application/json"})
+        found = self._exchanges.exchange("GET", address.url, None, {"Accept": "application/json"})
         if isinstance(found, Fault):
             raise found.error or self._unreachable(found)
         if found.status == 401 or (found.status == 403 and not guessed):
@@ -163,7 +105,7 @@ class Transport:
             with self._lanes:
                 sent = self._charge(request.queries)
                 try:
-                    found = self._exchange("POST", request.address.url, request.body, request.headers)
+                    found = self._exchanges.exchange("POST", request.address.url, request.body, request.headers)
                     understood = self._understood(found, read) if isinstance(found, Reply) and found.ok else found
                 except OnnxauditError:
                     self.lose(request.queries)
@@ -199,7 +141,7 @@ class Transport:
         try:
             return _Understood(read(reply))
         except GarbageError as error:
-            self._session().close()  # so that no rest of this reply can be taken for the beginning of the next
+            self._exchanges.drop()
             return Fault(error.what, error)
 
     def _charge(self, queries: int) -> float:
@@ -241,65 +183,6 @@ class Transport:
     def _may_retry(self, found: Reply | Fault) -> bool:
         return self._succeeded and (isinstance(found, Fault) or found.status in HICCUPS)
 
-    def _exchange(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> Reply | Fault:
-        session, options = self._session(), self._options
-        mine = {name: value for name, value in headers.items() if name not in session.headers}
-        try:
-            with session.request(
-                method,
-                url,
-                data=body,
-                headers=mine,
-                timeout=options.timeout,
-                # Given with each request, else REQUESTS_CA_BUNDLE in the environment would win over what the user said.
-                verify=options.ca_bundle or True,
-                cert=options.client_cert,
-                stream=True,
-                allow_redirects=False,
-            ) as response:
-                return self._read(response)
-        except requests.exceptions.SSLError as error:
-            return self._untrusted(error)
-        except (requests.exceptions.Timeout, requests.exceptions.ConnectionError, ReadTimeoutError, ProtocolError) as error:
-            return Fault(_reason(error, options.timeout))
-        except GarbageError as error:
-            return Fault(error.what, error)
-        # None of the library's own words below, and no chained exception: they quote URLs and headers.
-        except (requests.exceptions.InvalidURL, UnicodeError) as error:
-            raise UsageError(
-                f"{self.shown} cannot be sent a request ({type(error).__name__})", "Check the URL and the proxy."
-            ) from None
-        except (requests.exceptions.RequestException, HTTPError) as error:
-            what = f"{self.shown} gave a reply that is not HTTP ({type(error).__name__})"
-            return Fault(what, SuspectError(what, "Something else than a web server may be listening there."))
-
-    def _read(self, response: requests.Response) -> Reply:
-        """The reply, of which no more is kept than may be; never decompressed, whatever it says. Raises GarbageError."""
-        good = response.status_code // 100 == 2
-        limit = MAX_REPLY if good else _MAX_COMPLAINT
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        if good and headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-            raise GarbageError(
-                f"{self.shown} compressed its reply, though asked not to", "A proxy in front of it may be the cause."
-            )
-        length = headers.get("content-length", "")
-        oversized = length.isdecimal() and (len(length) > 19 or int(length) > limit)
-        # Mapped, not allocated: what is given back here goes back to the system, however many threads read large replies.
-        with mmap(-1, limit) as body:
-            if not (good and oversized):
-                for chunk in response.raw.stream(_CHUNK, decode_content=False):
-                    room = limit - body.tell()
-                    body.write(chunk[:room])
-                    if oversized := len(chunk) > room:
-                        break
-            said = b"" if good and oversized else body[: body.tell()]
-        if good and oversized:
-            raise GarbageError(
-                f"{self.shown} answered more than {limit // 2**20} MB to one request",
-                "No classifier needs that for these queries; check the URL, or make --batch smaller.",
-            )
-        return Reply(response.status_code, said, headers)
-
     def _fatal(self, found: Reply | Fault, tries: int) -> SuspectError:
         if isinstance(found, Fault) and found.error is not None:
             often = f", {tries} times" if tries > 1 else ""
@@ -329,8 +212,11 @@ class Transport:
         return SuspectError(f"{self.shown} answered {_status(found.status)} {when}", hint)
 
     def _refused(self, reply: Reply) -> SuspectError:
-        given = "Authorization" in self._session().headers
-        why = "it does not accept the Authorization header that was sent" if given else "the Authorization header is missing"
+        why = (
+            "it does not accept the Authorization header that was sent"
+            if self._exchanges.authorized
+            else "the Authorization header is missing"
+        )
         return SuspectError(
             f"{self.shown} answered {_status(reply.status)}: {why}",
             f'Pass --header "Authorization: Bearer …". It said {self.redaction.quote(reply.body)}.',
@@ -343,42 +229,9 @@ class Transport:
             "Check that the server is up, the URL, and the proxy settings of the environment.",
         )
 
-    def _untrusted(self, error: requests.exceptions.SSLError) -> Fault:
-        """Raises SuspectError for a certificate that does not hold: asking again could only reach somebody else."""
-        # Only these parts of the library's text: the rest holds the URL.
-        text = str(error)
-        distrust = re.search(r"certificate verify failed: [^(\"']+", text)
-        reason = distrust or re.search(r"\[SSL: [A-Z0-9_]+\]", text)
-        why = self.redaction.clean(reason.group().strip() if reason else "the TLS handshake failed")
-        found = SuspectError(
-            f"{self.shown} has no secure connection to offer: {why}",
-            "Pass --ca-bundle for a private authority, --client-cert if the server wants one. Verification cannot be turned off.",
-        )
-        if distrust:
-            raise found from None
-        return Fault(why, found)
-
 
 def _status(code: int) -> str:
     try:
         return f"{code} {HTTPStatus(code).phrase}"
     except ValueError:
         return str(code)
-
-
-def _reason(error: Exception, timeout: float) -> str:
-    """Why no reply came, in words that hold no URL: the library's text may quote a proxy's password."""
-    text = str(error)
-    if isinstance(error, requests.exceptions.Timeout) or "timed out" in text:
-        return f"no reply within {timeout:g} s"
-    if isinstance(error, requests.exceptions.ProxyError):
-        return "the proxy did not let it through"
-    for needle, words in (
-        ("refused", "connection refused"),
-        ("resolve", "the host name is not known"),
-        ("reset", "the connection was reset"),
-        ("unreachable", "the network is unreachable"),
-    ):
-        if needle in text:
-            return words
-    return "the connection was lost"
