@@ -156,7 +156,7 @@ def checked(suspect: Path, bundle: Path) -> tuple[int | str, float, float, str]:
     limits = f"memory={MEMORY},cpu={WALL},wall={WALL}"
     command = [sys.executable, "-m", "onnxaudit", "check", str(suspect), "--bundle", str(bundle), "--device", "cpu"]
     started = time.monotonic()
-    with Path(PLACE / "stderr").open("w+b") as told:
+    with (suspect.parent / "stderr").open("w+b") as told:
         process = subprocess.Popen(
             [*command, "--sandbox", "--sandbox-limits", limits], stdout=subprocess.DEVNULL, stderr=told, cwd=suspect.parent
         )

@@ -6,7 +6,7 @@ MOST = 2000
 """Characters of a message; what it quotes may be a stranger's."""
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
     """One line of bounded length without what would steer a terminal; bytes of file names that are no text stay surrogates."""
     line = " ".join(text[: 2 * MOST].split())
     line = line if len(line) <= MOST else f"{line[:MOST]} …"
@@ -21,8 +21,8 @@ class OnnxauditError(Exception):
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)
         self.uncut = what, hint  # for those who know what in it is secret: half a secret would not be recognised
-        self.what = _line(what)
-        self.hint = _line(hint)
+        self.what = one_line(what)
+        self.hint = one_line(hint)
 
     def __str__(self) -> str:
         return f"{self.what}. {self.hint}" if self.hint else self.what

@@ -78,7 +78,8 @@ def run_check(
             return check(bundle, _reduced(opened, level), options, progress, time.perf_counter() - started)
     except (OnnxauditError, KeyboardInterrupt) as error:
         if debug:
-            progress.note(traceback.format_exc())
+            for line in traceback.format_exc().splitlines():
+                progress.note(line)
         return failed(bundle, source, options, error, getattr(opened, "queries_sent", 0))
 
 

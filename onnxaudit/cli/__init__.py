@@ -11,7 +11,7 @@ import traceback
 from typing import NoReturn
 
 from onnxaudit import __version__
-from onnxaudit.errors import OnnxauditError, SuspectError, UsageError
+from onnxaudit.errors import OnnxauditError, SuspectError, UsageError, one_line
 
 COMMANDS = (
     "craft",
@@ -57,13 +57,15 @@ def main() -> NoReturn:
         if "--debug" in sys.argv:
             traceback.print_exc()
         _discard_stdout()
-        where = f" ({error.filename})" if error.filename else ""
+        where = one_line(f" ({error.filename})") if error.filename else ""
         print(f"error: reading or writing failed: {error.strerror}{where}. Check the disk and permissions.", file=sys.stderr)
         code = UsageError.exit_code
     except Exception as error:  # whatever is left is a bug, and must neither look like a finding nor spill a traceback
         if "--debug" in sys.argv:
             raise
-        print(f"bug: {type(error).__name__}: {error}. Please report it with the output of --debug.", file=sys.stderr)
+        print(
+            f"bug: {type(error).__name__}: {one_line(str(error))}. Please report it with the output of --debug.", file=sys.stderr
+        )
         code = 1
     sys.stderr.flush()
     if sys.argv[1:2] in (["check"], ["craft"]) and "joblib" not in sys.modules:

@@ -23,9 +23,11 @@ class Console:
         self._bars: Any = None
 
     def note(self, words: str) -> None:
-        """One line on stderr."""
+        """One line on stderr; names in it may be a stranger's."""
         if not self._quiet:
-            print(f"  {words}", file=sys.stderr)
+            from onnxaudit.report.text import printable
+
+            print(f"  {printable(words)}", file=sys.stderr)
 
     def task(self, words: str, total: int) -> Callable[[int], None]:
         """A bar that appears once the step has lasted a second, whether or not anything was done by then."""

@@ -33,6 +33,7 @@ def verify(
     """Check a file against all that it can be checked against, offline. Exit 0: it holds, 3: it does not."""
     from onnxaudit.audit.verifying.verifying import VerifyOptions, verify_file
     from onnxaudit.cli.console import Console, find_bundle
+    from onnxaudit.report.text import printable
 
     given = {"data": data, "references": references, "surrogates": surrogates, "siblings": siblings}
     more = {"model": model, "allow_pickle": allow_pickle, "device": device}
@@ -45,4 +46,4 @@ def verify(
         first, *others = list(verify_file(file, options, console))
     finally:
         console.close()
-    typer.echo("\n  ".join([first, *others]))
+    typer.echo("\n  ".join(map(printable, [first, *others])))

@@ -25,6 +25,21 @@ def contents(bundle: QueryBundle) -> str:
     kind = "8-bit images" if bundle.queries.ndim == 4 else "float vectors"
     start, stop = manifest.controls
     accuracy = "" if victim.accuracy is None else f", {victim.accuracy:.0%} of the controls right"
+    schemes = table(
+        ("scheme", "queries", "sampler", "representation", "detector", "parameters"),
+        [
+            (
+                s.name,
+                str(s.rows[1] - s.rows[0]),
+                s.sampler,
+                s.representation,
+                s.detector,
+                _words(s),
+            )
+            for s in manifest.schemes
+        ],
+        "  ",
+    )
     lines = [
         f"  bundle     format {manifest.format}, made by onnxaudit {manifest.tool}, seed {manifest.seed}, id {bundle.id}",
         f"  victim     {victim.source} ({victim.kind}, {victim.num_classes} classes, {victim.access}{accuracy})",
@@ -34,21 +49,6 @@ def contents(bundle: QueryBundle) -> str:
         f"  controls   {stop - start} natural inputs, " + ("labelled" if manifest.labelled else "with the victim's own labels"),
         f"  statistic  {manifest.statistic}, alpha {manifest.alpha:g}",
         "",
-        table(
-            ("scheme", "queries", "sampler", "representation", "detector", "parameters"),
-            [
-                (
-                    s.name,
-                    str(s.rows[1] - s.rows[0]),
-                    s.sampler,
-                    s.representation,
-                    s.detector,
-                    _words(s),
-                )
-                for s in manifest.schemes
-            ],
-            "  ",
-        ),
         "",
         *_pool(manifest.of_role("reference")),
     ]
@@ -57,7 +57,8 @@ def contents(bundle: QueryBundle) -> str:
         if models := manifest.of_role(role):
             lines.append(f"  {words:<10} {len(models)}")
     notes = [*manifest.notes, *(f"{s.name}: {note}" for s in manifest.schemes for note in s.notes)]
-    return printable("\n".join([*lines, *(f"  note       {note}" for note in notes)]))
+    lines += [f"  note       {note}" for note in notes]
+    return "\n".join([*map(printable, lines[:8]), schemes, *map(printable, lines[8:])])
 
 
 def _pool(references: tuple[ModelEntry, ...]) -> list[str]:

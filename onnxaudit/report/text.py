@@ -13,9 +13,9 @@ RESET = "\033[0m"
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> str:
     """Columns padded to their widest cell, two spaces apart; cells that look like numbers are set right."""
-    cells = [list(head), *(list(row) for row in rows)]
+    cells = [list(head), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    numeric = [all(_is_number(row[i]) for row in rows) and bool(rows) for i in range(len(head))]
+    numeric = [all(_is_number(row[i]) for row in cells[1:]) and bool(rows) for i in range(len(head))]
     return "\n".join(
         indent
         + "  ".join(
@@ -155,22 +155,22 @@ def own_pool_words(own: Mapping[str, Any]) -> str:
 def text(report: Report, *, colour: bool = False) -> str:
     """The report for a terminal."""
     word = f"{COLOURS[report.finding]}{report.finding}{RESET}" if colour else report.finding
-    lines = [f"  {sentence(report)}"]
+    lines = [f"  {printable(sentence(report))}"]
     first = f"{printable(str(report.suspect['source']))}: {word}"
     if report.status != "complete":
-        return "\n".join([first, *map(printable, lines)])
+        return "\n".join([first, *lines])
     lines += ["", table(SCHEME_HEAD, scheme_rows(report), "  "), ""]
     width = max(len(name) for name, _ in facts(report))
-    lines += [f"  {name.ljust(width)}  {value}" for name, value in facts(report)]
-    lines += ["", *(f"  {line}" for line in propositions(report))]
+    lines += [printable(f"  {name.ljust(width)}  {value}") for name, value in facts(report)]
+    lines += ["", *(printable(f"  {line}") for line in propositions(report))]
     if report.conditions:
-        lines += ["  Conditions:", *(f"   - {condition}" for condition in report.conditions)]
-    return "\n".join([first, *map(printable, lines)])
+        lines += ["  Conditions:", *(printable(f"   - {condition}") for condition in report.conditions)]
+    return "\n".join([first, *lines])
 
 
 def printable(text: str) -> str:
-    """What a bundle or a server says, without what would steer a terminal or turn text around."""
-    return "".join(c if c.isprintable() or c == "\n" or "\ud800" <= c <= "\udfff" else "\ufffd" for c in text)
+    """What a bundle, a file's name or a server says, on one line, without what would steer a terminal or turn text around."""
+    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else "\ufffd" for c in text)
 
 
 def markdown(report: Report) -> str:

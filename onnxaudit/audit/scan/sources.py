@@ -10,6 +10,8 @@ from onnxaudit.errors import UsageError
 from onnxaudit.fetching import listed
 from onnxaudit.registry import is_endpoint, suffixes
 
+DEEPEST = 100
+"""Folders within folders that are looked into."""
 MOST_LISTED = 1 << 28
 """Characters of a list, which is held in memory."""
 
@@ -56,13 +58,20 @@ def _expanded(path: str, kinds: Collection[str]) -> Iterator[str]:
         yield path
 
 
-def _below(folder: str, kinds: Collection[str]) -> Iterator[str]:
-    """Models in a folder and in those below it, in the order of their names. Links to folders are not followed."""
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
+def _below(folder: str, kinds: Collection[str], depth: int = 0) -> Iterator[str]:
+    """Models in a folder and in those below it, in the order of their names. Links to folders are not followed.
+
+    A folder that cannot be looked into, or lies too deep, stands for itself: a suspect that cannot be opened is told of.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        yield folder
+        return
     for entry in ordered:
         if entry.is_dir(follow_symlinks=False):
-            yield from _below(entry.path, kinds)
+            yield from _below(entry.path, kinds, depth + 1) if depth < DEEPEST else [entry.path]
         elif Path(entry.name).suffix.lower() in kinds and entry.is_file() and not _other_xml(Path(entry.path)):
             yield entry.path
 
