@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxaudit_adapters.http.strict_json import ReplyError, parse
+from onnxaudit_adapters.http.strict_json import ReplyError, as_array, parse
 
 LENGTH = "inference-header-content-length"
 _DTYPES = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8"}
@@ -61,7 +61,7 @@ def _values(data: bytes, output: Mapping[str, Any]) -> NDArray[Any]:
     datatype, shape = output.get("datatype"), output.get("shape")
     if datatype == "BYTES":
         count = math.prod(shape) if isinstance(shape, list) and all(isinstance(size, int) for size in shape) else -1
-        return np.array(_texts(data, count), np.str_)
+        return as_array(_texts(data, count))
     dtype = _DTYPES.get(str(datatype))
     if dtype is None or len(data) % np.dtype(dtype).itemsize:
         raise ReplyError(f"an output of the reply has {len(data)} bytes of {datatype}, which cannot be read")

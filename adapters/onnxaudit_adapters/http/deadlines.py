@@ -12,13 +12,20 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+MOST_BYTES = 24 * 2**20
+"""Of a reply with its head, and what chunks add: those who read lines of it hold them."""
+
 
 class _Until(io.RawIOBase):
-    """What a socket receives until a moment; later reads raise TimeoutError. seconds: the socket's timeout otherwise."""
+    """What a socket receives until a moment; later reads raise TimeoutError, and OSError after more bytes than a reply has.
+
+    seconds: the socket's timeout otherwise.
+    """
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, seconds: float) -> None:
         self._raw, self._sock, self._seconds = raw, sock, seconds
         self._end = time.monotonic() + seconds
+        self._left = MOST_BYTES
 
     def readable(self) -> bool:
         return True
@@ -27,9 +34,13 @@ class _Until(io.RawIOBase):
         left = self._end - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
+        if self._left <= 0:
+            raise OSError("the reply does not end")
         self._sock.settimeout(left)
         try:
-            return self._raw.readinto(buffer)
+            got = self._raw.readinto(buffer)
+            self._left -= got or 0
+            return got
         finally:
             self._sock.settimeout(self._seconds)  # the connection may be used again
 

@@ -17,6 +17,8 @@ from onnxaudit_adapters.http.names import ClassNames
 from onnxaudit_adapters.http.options import Address
 from onnxaudit_adapters.http.strict_json import ReplyError, as_labels, as_scores
 
+MAX_CLASSES = 2**17
+"""Of a suspect whose number of classes nobody knows: all scores of all queries are kept."""
 JSON_HEADERS: Mapping[str, str] = MappingProxyType({"Content-Type": "application/json", "Accept": "application/json"})
 
 
@@ -91,6 +93,8 @@ def answers_from(values: NDArray[Any], num_classes: int | None, names: ClassName
     while values.ndim > 2 and values.shape[-1] == 1:
         values = values[..., 0]
     if is_scores(values):
+        if values.shape[1] > MAX_CLASSES:
+            raise ReplyError(f"the reply has scores of {values.shape[1]} classes, more than any classifier has")
         return Answers.from_scores(as_scores(values))
     if is_labels(values):
         words = values.dtype.kind == "U"

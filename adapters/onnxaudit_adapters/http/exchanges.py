@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
 from importlib.metadata import version
 from mmap import mmap
 
@@ -84,6 +85,8 @@ class Exchanges:
     def _new_session(self) -> _Session:
         session = _Session()
         session.auth = _no_netrc
+        # None is kept: each reply could add its own, and they would be sent along and grow without end.
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         session.headers.clear()
         # Identity: a few compressed bytes must not become gigabytes after the size was checked.
         session.headers.update({"User-Agent": f"onnxaudit/{version('onnxaudit')}", "Accept-Encoding": "identity"})
@@ -111,7 +114,10 @@ class Exchanges:
                 stream=True,
                 allow_redirects=False,
             ) as response:
-                return self._read(response)
+                found = self._read(response)
+                if found.status < 200:  # another reply follows, which is not to be taken for the next request's
+                    session.close()
+                return found
         except requests.exceptions.SSLError as error:
             return self._untrusted(error)
         except (requests.exceptions.Timeout, requests.exceptions.ConnectionError, ReadTimeoutError, ProtocolError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 from onnxaudit_adapters.http.strict_json import ReplyError
 
 _NUMBERED = re.compile(r"(?:label|class)[_ -]?(\d{1,9})\Z", re.IGNORECASE)  # what exporters write who were told no names
-_LONGEST = 200  # characters of a name
 
 
 class ClassNames:
@@ -27,24 +25,16 @@ class ClassNames:
         folded = [_folded(name) for name in known]
         self._folded = {name: index for index, name in enumerate(folded) if folded.count(name) == 1}
         self._discover = discover
-        self._found: dict[str, int] = {}
-        self._lock = threading.Lock()
 
     @property
     def count(self) -> int:
         """How many classes are known by name."""
         return len(self._exact)
 
-    @property
-    def discovered(self) -> tuple[str, ...]:
-        """Names that were numbered because nothing said which classes they are."""
-        return tuple(self._found)
-
     def index(self, word: str) -> int:
         """The class of a word. Raises ReplyError where nothing says which it is."""
         if self._discover:
-            with self._lock:  # two requests at once must not give two names one number
-                return self._found.setdefault(word[:_LONGEST], _number(word[:_LONGEST]))
+            return _number(word)
         if word in self._exact:
             return self._exact[word]
         if word.isascii() and word.isdecimal() and len(word) < 10:
@@ -66,7 +56,7 @@ class ClassNames:
 
 def _number(name: str) -> int:
     """31 bits of its digest."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") >> 1
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:4], "big") >> 1
 
 
 def _folded(name: str) -> str:

@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 from onnxaudit.errors import SuspectError
 
 MAX_DEPTH = 32
+MAX_CONTAINERS = 2**19
+"""Lists and objects in a reply: 16 MB of empty ones would take half a gigabyte once they are parsed."""
+MAX_LETTERS = 2**24
+"""Of an array of texts, all of them as long as the longest: that is how NumPy keeps them."""
 # Matches an unterminated string too, so that a reply full of quotes is still gone through only once.
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+
+
+_NUMBER = 32  # letters of a number among texts
 
 
 class ReplyError(SuspectError):
@@ -21,7 +28,7 @@ class ReplyError(SuspectError):
 
 
 def parse(body: bytes) -> object:
-    """The document in a reply. Raises ReplyError for what is not JSON, is nested deeper than 32, or has NaN or infinity."""
+    """The document in a reply. Raises ReplyError for what is not JSON, has too many or too deep parts, or NaN or infinity."""
     if _depth(body) > MAX_DEPTH:
         raise ReplyError(f"the reply is JSON nested deeper than {MAX_DEPTH}")
     try:
@@ -39,6 +46,8 @@ def _depth(body: bytes) -> int:
     """The deepest nesting of brackets outside strings; found before parsing, which would recurse."""
     codes = np.frombuffer(_STRING.sub(b"", body), np.uint8)
     opening = (codes == ord("[")) | (codes == ord("{"))
+    if np.count_nonzero(opening) > MAX_CONTAINERS:
+        raise ReplyError(f"the reply is JSON of more than {MAX_CONTAINERS} parts")
     closing = (codes == ord("]")) | (codes == ord("}"))
     brackets = opening | closing
     steps = np.where(opening[brackets], 1, -1)
@@ -50,6 +59,8 @@ def as_array(value: object) -> NDArray[Any]:
 
     Raises ReplyError where it is ragged, empty, or of anything else.
     """
+    if _letters(value) > MAX_LETTERS:
+        raise ReplyError("the reply has texts that are too long and too many to be labels")
     try:
         array = np.asarray(value)
     except (ValueError, OverflowError):
@@ -57,6 +68,17 @@ def as_array(value: object) -> NDArray[Any]:
     if array.dtype.kind not in "iufU" or array.ndim == 0 or array.size == 0:
         raise ReplyError("the reply has no array of numbers where the answers should be")
     return array
+
+
+def _letters(value: object) -> int:
+    """Letters that an array of these values would take, were each as long as the longest text; 0 without texts."""
+    longest, count, parts = 0, 0, [value]
+    for part in parts:  # grows as it goes: no deeper than the parser allowed
+        inner = part if isinstance(part, list) else [part]
+        parts += [one for one in inner if isinstance(one, list)]
+        count += len(inner)
+        longest = max(longest, max((len(one) for one in inner if isinstance(one, str)), default=0))
+    return count * max(longest, _NUMBER) if longest else 0
 
 
 def as_scores(rows: NDArray[Any]) -> NDArray[np.float32]:

@@ -44,6 +44,7 @@ class HttpSuspect(Suspect):
         self._answered = False
         self._trying = first is not None and self._most != 1  # whether several at once are taken is still to be found out
         self._trial = threading.Lock()
+        self._classes: int | None = None  # as the first reply has it
         self._echoes = True  # the ids of requests, as the protocol has it; old versions of TorchServe do not
         self._lock = threading.Lock()
         self._headers = tuple(headers)
@@ -134,7 +135,7 @@ class HttpSuspect(Suspect):
         """The answers in a reply. Raises OneAnswerError where a trial gets one, GarbageError for what is no answer."""
         self._latest = (request, reply)
         try:
-            answers = self._decoded(request, reply, n)
+            answers = self._same_classes(self._decoded(request, reply, n))
         except OnnxauditError as error:
             if trial and isinstance(error, OneAnswerError):
                 raise
@@ -153,6 +154,15 @@ class HttpSuspect(Suspect):
                 raise
             self._echoes = False
             return self._dialect.decode(reply, n)
+
+    def _same_classes(self, answers: Answers) -> Answers:
+        """The answers; where only replies say how many classes there are, they must agree, else ReplyError is raised."""
+        if self.card.num_classes is None and answers.num_classes is not None:
+            with self._lock:
+                self._classes = self._classes or answers.num_classes
+            if answers.num_classes != self._classes:
+                raise ReplyError(f"the reply scores {answers.num_classes} classes, and an earlier one {self._classes}")
+        return answers
 
     def _reads_as_several(self, reply: Reply) -> bool:
         """Whether the reply to one query could be taken for the answers to two: two labels, as of a ranking of two classes."""

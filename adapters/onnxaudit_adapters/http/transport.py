@@ -194,7 +194,7 @@ class Transport:
         if found.status == 413 or (found.status == 400 and b"batch" in found.body.lower()):
             return TooLargeError(f"{self.shown} answered {_status(found.status)}", f"It said {self.redaction.quote(found.body)}.")
         if 300 <= found.status < 400:
-            where = self.redaction.quote(found.headers.get("location", "").partition("?")[0].encode())
+            where = self.redaction.quote(self.redaction.clean(found.headers.get("location", "")).partition("?")[0].encode())
             return SuspectError(
                 f"{self.shown} redirects ({_status(found.status)}) to {where}; redirects are not followed",
                 "If that is the suspect, give its URL.",
