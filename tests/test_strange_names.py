@@ -79,6 +79,17 @@ def test_what_a_bundle_says_is_one_line_each(tmp_path: Path, bundle: Path) -> No
     assert not [line for line in contents(load(path)).splitlines() if line.startswith("s.onnx")]
 
 
+def test_links_to_themselves_end_no_scan(tmp_path: Path, bundle: Path) -> None:
+    save_suspect(tmp_path / "m/s.onnx", weights_of(9))
+    (tmp_path / "m/loop.onnx").symlink_to("loop.onnx")
+    (tmp_path / "m/loop.xml").symlink_to("loop.xml")
+    (tmp_path / "m/nowhere.onnx").symlink_to("gone")
+    assert [Path(found).name for found in gathered([str(tmp_path / "m")])] == ["loop.onnx", "s.onnx"]
+    done = _run("scan", "m", "--bundle", str(bundle), "-o", "f.jsonl", "--jobs", "1", cwd=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "f.jsonl").read_bytes().splitlines()]
+    assert [line["status"] for line in lines] == ["failed", "complete"], done.stderr
+
+
 def test_folders_within_folders_end_no_scan(tmp_path: Path) -> None:
     """2000 folders deep, what they hold cannot even be named; a link back to the start is not followed."""
     save_suspect(tmp_path / "m/s.onnx", weights_of(9))

@@ -72,8 +72,16 @@ def _below(folder: str, kinds: Collection[str], depth: int = 0) -> Iterator[str]
     for entry in ordered:
         if entry.is_dir(follow_symlinks=False):
             yield from _below(entry.path, kinds, depth + 1) if depth < DEEPEST else [entry.path]
-        elif Path(entry.name).suffix.lower() in kinds and entry.is_file() and not _other_xml(Path(entry.path)):
+        elif Path(entry.name).suffix.lower() in kinds and _may_be_file(entry) and not _other_xml(Path(entry.path)):
             yield entry.path
+
+
+def _may_be_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a file, or a link that leads nowhere that can be told: that is for asking to say."""
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return True
 
 
 def _other_xml(path: Path) -> bool:
