@@ -68,6 +68,14 @@ def test_every_reply_that_the_task_allows_is_read_or_ranks_nothing(document: lis
         assert scores.min() < 0 or math.fsum(scores) > 1
 
 
+@pytest.mark.parametrize("score", [10**400, -(10**400), 3.5e38, -1e300])
+def test_a_score_that_the_task_allows_and_single_precision_does_not_is_refused(score: float) -> None:
+    document = [{"label": "1", "score": score}, {"label": "0", "score": 0.5}]
+    assert allowed_reply(document)
+    with pytest.raises(ReplyError):
+        HuggingFace(ADDRESS, 2).decode(Reply(200, json.dumps(document).encode()), 1)
+
+
 @given(ANY_REPLIES)
 @settings(max_examples=300, deadline=None)
 def test_what_the_task_does_not_allow_is_no_answer(document: object) -> None:

@@ -61,8 +61,13 @@ def test_litserve_with_less_access_gives_the_finding_of_the_file_with_as_much(
 
 
 @pytest.fixture(scope="module")
-def nginx(litserve: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with starting.nginx(litserve, tmp_path_factory.mktemp("nginx"), KEY) as origin:
+def nginx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nginx")
+
+
+@pytest.fixture(scope="module")
+def nginx(litserve: str, nginx_folder: Path) -> Iterator[str]:
+    with starting.nginx(litserve, nginx_folder, KEY) as origin:
         yield f"{origin}/tensor"
 
 
@@ -73,7 +78,9 @@ def test_nginx_wants_a_key_and_the_error_does_not_show_the_wrong_one(nginx: str,
         assert "not-the-right-one" not in str(caught.value)
 
 
-def test_nginx_limits_rate_and_size_and_the_finding_stays_that_of_the_file(nginx: str, bundle: QueryBundle, model: Path) -> None:
+def test_nginx_limits_rate_and_size_and_the_finding_stays_that_of_the_file(
+    nginx: str, nginx_folder: Path, bundle: QueryBundle, model: Path
+) -> None:
     target = Target(
         nginx, bundle.manifest.input, CLASSES, options={"headers": {"Authorization": f"Bearer {KEY}"}, "dialect": "plain"}
     )
@@ -85,3 +92,6 @@ def test_nginx_limits_rate_and_size_and_the_finding_stays_that_of_the_file(nginx
         assert suspect.queries_sent > len(bundle.queries)  # what was refused with 413 or 429 was sent all the same
     options: dict[str, Any] = {"headers": {"Authorization": f"Bearer {KEY}"}, "dialect": "plain"}
     assert found(bundle, nginx, **options) == found(bundle, str(model))
+    said = (nginx_folder / "error.log").read_text()
+    assert "too large body" in said  # 413
+    assert "limiting requests" in said  # 429

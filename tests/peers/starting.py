@@ -41,6 +41,19 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def _address() -> tuple[str, str]:
+    """A free port, and the origin of a server there."""
+    (port,) = free_ports(1)
+    return str(port), f"http://127.0.0.1:{port}"
+
+
+def _prepare(command: Sequence[str | Path], folder: Path, variables: Mapping[str, str]) -> None:
+    """A step before a server can start; it has to succeed."""
+    parts, environment = [str(part) for part in command], {**os.environ, **variables}
+    done = subprocess.run(parts, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @contextmanager
 def started(
     command: Sequence[str | Path], ready: str, folder: Path, environment: Mapping[str, str] | None = None
@@ -99,9 +112,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
 def litserve(model: Path, folder: Path, *forms: str) -> Iterator[str]:
     """The origin of LitServe. It takes POST at a path of the name of each form: tensor, hf, label; without any, at /predict."""
     python = installed("litserve") / "python"
-    (port,) = free_ports(1)
-    origin = f"http://127.0.0.1:{port}"
-    with started([python, RECIPES / "litserve" / "serve.py", model, str(port), *forms], f"{origin}/health", folder):
+    port, origin = _address()
+    with started([python, RECIPES / "litserve" / "serve.py", model, port, *forms], f"{origin}/health", folder):
         yield origin
 
 
@@ -109,9 +121,8 @@ def litserve(model: Path, folder: Path, *forms: str) -> Iterator[str]:
 def kserve(model: Path, folder: Path) -> Iterator[str]:
     """The origin of KServe; the model is called suspect, as in all peers that have names."""
     python = installed("kserve") / "python"
-    (port,) = free_ports(1)
-    origin = f"http://127.0.0.1:{port}"
-    with started([python, RECIPES / "kserve" / "serve.py", model, str(port)], f"{origin}/v2/models/suspect/ready", folder):
+    port, origin = _address()
+    with started([python, RECIPES / "kserve" / "serve.py", model, port], f"{origin}/v2/models/suspect/ready", folder):
         yield origin
 
 
@@ -131,12 +142,9 @@ def triton(model: Path, folder: Path) -> Iterator[str]:
 def mlflow(model: Path, folder: Path) -> Iterator[str]:
     """The origin of MLflow's scoring server."""
     bin_folder = installed("mlflow")
-    (port,) = free_ports(1)
-    origin = f"http://127.0.0.1:{port}"
+    port, origin = _address()
     variables = {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
-    save = [str(bin_folder / "python"), str(RECIPES / "mlflow" / "save.py"), str(model), str(folder / "model")]
-    done = subprocess.run(save, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    _prepare([bin_folder / "python", RECIPES / "mlflow" / "save.py", model, folder / "model"], folder, variables)
     command: list[str | Path] = [
         bin_folder / "mlflow",
         "models",
@@ -148,7 +156,7 @@ def mlflow(model: Path, folder: Path) -> Iterator[str]:
         "-h",
         "127.0.0.1",
     ]
-    with started([*command, "-p", str(port)], f"{origin}/ping", folder, variables):
+    with started([*command, "-p", port], f"{origin}/ping", folder, variables):
         yield origin
 
 
@@ -156,20 +164,17 @@ def mlflow(model: Path, folder: Path) -> Iterator[str]:
 def bentoml(model: Path, folder: Path) -> Iterator[str]:
     """The origin of BentoML; it takes POST /predict."""
     program = installed("bentoml") / "bentoml"
-    (port,) = free_ports(1)
-    origin = f"http://127.0.0.1:{port}"
+    port, origin = _address()
     shutil.copy(RECIPES / "bentoml" / "service.py", folder)
     variables = {"DO_NOT_TRACK": "1", "PEER_MODEL": str(model), "BENTOML_HOME": str(folder / "home")}
-    command: list[str | Path] = [program, "serve", "service:Suspect", "--host", "127.0.0.1", "--port", str(port)]
+    command: list[str | Path] = [program, "serve", "service:Suspect", "--host", "127.0.0.1", "--port", port]
     with started(command, f"{origin}/readyz", folder, variables):
         yield origin
 
 
 @contextmanager
 def torchserve(model: Path, folder: Path) -> Iterator[str]:
-    """The origin of TorchServe. Skips where there is no Java."""
-    if shutil.which("java") is None:
-        pytest.skip("TorchServe needs Java, and there is none")
+    """The origin of TorchServe."""
     bin_folder = installed("torchserve")
     ports = free_ports(5)
     origin = f"http://127.0.0.1:{ports[0]}"
@@ -185,11 +190,9 @@ def torchserve(model: Path, folder: Path) -> Iterator[str]:
         "TEMP": str(folder),
         "LOG_LOCATION": str(folder / "logs"),
     }
-    archive = ["torch-model-archiver", "--model-name", "suspect", "--version", "1.0", "--export-path", "store"]
-    archive += ["--serialized-file", "model.onnx", "--handler", str(RECIPES / "torchserve" / "handler.py")]
-    archive[0] = str(bin_folder / archive[0])
-    done = subprocess.run(archive, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    archive: list[str | Path] = [bin_folder / "torch-model-archiver", "--model-name", "suspect", "--version", "1.0"]
+    archive += ["--export-path", "store", "--serialized-file", "model.onnx", "--handler", RECIPES / "torchserve" / "handler.py"]
+    _prepare(archive, folder, variables)
     command: list[str | Path] = [
         bin_folder / "torchserve",
         "--start",
@@ -206,10 +209,8 @@ def torchserve(model: Path, folder: Path) -> Iterator[str]:
 
 def vision_transformer(folder: Path, noise: float, size: int, names: Sequence[str]) -> Path:
     """Make the folder of a small classifier for huggingface(): its ``model.onnx``. noise 0: the victim; a little: a copy."""
-    make: list[str | Path] = [installed("huggingface") / "python", RECIPES / "huggingface" / "make.py", folder, str(noise)]
-    command = [str(part) for part in [*make, str(size), *names]]
-    done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    make: list[str | Path] = [installed("huggingface") / "python", RECIPES / "huggingface" / "make.py", folder]
+    _prepare([*make, str(noise), str(size), *names], folder.parent, {"HF_HUB_OFFLINE": "1"})
     return folder / "model.onnx"
 
 
@@ -217,10 +218,9 @@ def vision_transformer(folder: Path, noise: float, size: int, names: Sequence[st
 def huggingface(model: Path, folder: Path) -> Iterator[str]:
     """The origin of Hugging Face's server with the folder that vision_transformer() made; it takes POST at every path."""
     python = installed("huggingface") / "python"
-    (port,) = free_ports(1)
-    origin = f"http://127.0.0.1:{port}"
+    port, origin = _address()
     variables = {"HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    with started([python, RECIPES / "huggingface" / "serve.py", model.parent, str(port)], origin, folder, variables):
+    with started([python, RECIPES / "huggingface" / "serve.py", model.parent, port], origin, folder, variables):
         yield origin
 
 
@@ -231,11 +231,10 @@ def nginx(behind: str, folder: Path, key: str) -> Iterator[str]:
         program = environments.nginx()
     except environments.CannotInstallError as error:
         pytest.skip(str(error))
-    (port,) = free_ports(1)
+    port, origin = _address()
     filled = (RECIPES / "nginx" / "nginx.conf").read_text()
-    for name, value in {"FOLDER": str(folder), "PORT": str(port), "KEY": key, "BEHIND": behind}.items():
+    for name, value in {"FOLDER": str(folder), "PORT": port, "KEY": key, "BEHIND": behind}.items():
         filled = filled.replace(name, value)
     (folder / "nginx.conf").write_text(filled)
-    origin = f"http://127.0.0.1:{port}"
     with started([program, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"], f"{origin}/ready", folder):
         yield origin
