@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # tests/ has what writes .tflite files
 ZOO, FASHION = ROOT / "fixtures/zoo", ROOT / "fixtures/fashion/train.npz"
 PLACE = Path(".fuzz/mutated")
 ALLOWED = frozenset((0, 10, 11, 3, 4, 2))
@@ -210,6 +209,7 @@ def tried(door: str, count: int, bundle: Path) -> bool:
 
 def main() -> int:
     """As the arguments say."""
+    sys.path.insert(0, str(ROOT))  # tests/ has what writes .tflite files
     arguments = sys.argv[1:]
     count = int(arguments.pop(0)) if arguments and arguments[0].isdecimal() else 200
     PLACE.mkdir(parents=True, exist_ok=True)
