@@ -443,6 +443,14 @@ def test_rule_9_secrets_are_redacted_in_whatever_form_a_server_echoes_them() -> 
         quote_plus(secret),
         b64encode(secret.encode()).decode(),
         escape(secret),
+        json.dumps(secret)[1:-1].replace("/", r"\/"),  # as PHP has it
+        json.dumps(json.dumps(secret)[1:-1])[1:-1],  # JSON in JSON
+        "".join(letter if letter.isalnum() else f"\\u{ord(letter):04X}" for letter in secret),  # .NET
+        "".join(letter if letter.isalnum() else f"&#{ord(letter)};" for letter in secret),  # Go's templates
+        "".join(letter if letter.isalnum() else f"&#x{ord(letter):X};" for letter in secret),
+        quote(secret, safe="").lower(),
+        quote(quote(secret, safe=""), safe=""),
+        b64encode(secret.encode()).decode().replace("=", "%3D").replace("+", r"\u002b"),
     ]
     for form in forms:
         for status in (401, 400, 500, 200):

@@ -168,7 +168,7 @@ def _v2(target: Target, places: Endpoints, options: HttpOptions, transport: Tran
     if form == "classes" and output is None:
         output = _ranked_output(metadata, places.model.shown)
     dialect = V2(places.infer, name, output, target.num_classes, signature.dims, names, form)
-    cleaned = {key: transport.redaction.clean(value)[:80] for key, value in (facts | dict(metadata.facts)).items()}
+    cleaned = {key: transport.redaction.begin(value)[:80] for key, value in (facts | dict(metadata.facts)).items()}
     return Found(
         dialect,
         signature.spec,

@@ -71,7 +71,8 @@ class HttpSuspect(Suspect):
             "request": clean(f"POST {request.address.shown}"),
             "headers": "; ".join(f"{name}: {value}" for name, value in headers.items()),
             "body": f"{len(request.body)} bytes: {self._transport.redaction.quote(request.body)}",
-            "dialect": self._dialect.name + (f" ({clean('; '.join(self._trail))})" if self._trail else ""),
+            "dialect": self._dialect.name
+            + (f" ({self._transport.redaction.begin('; '.join(self._trail))})" if self._trail else ""),
         }
         if reply is not None:
             shown["reply"] = f"{reply.status}, {len(reply.body)} bytes: {self._transport.redaction.quote(reply.body)}"
@@ -186,7 +187,7 @@ class HttpSuspect(Suspect):
         return (
             ""
             if self._answered or not self._trail
-            else f" Asked in the {self._dialect.name} dialect: {self._transport.redaction.clean('; '.join(self._trail))[:1000]}."
+            else f" Asked in the {self._dialect.name} dialect: {self._transport.redaction.begin('; '.join(self._trail))[:1000]}."
         )
 
     def _unreadable(self, error: OnnxauditError, reply: Reply) -> OnnxauditError:
