@@ -106,6 +106,14 @@ def opened_images(url: str, **options: object) -> Any:
     return open_http(Target(url, InputSpec((4, 4, 1)), num_classes=4, options=options))
 
 
+def test_a_redirect_is_cleaned_before_its_query_is_left_out() -> None:
+    script = Script(lambda _, __: (302, {"Location": "/x/Qz7vKp2m?Xw9rTb4s"}, b""))
+    with served(script) as url:
+        error, _ = ended(lambda: opened(url + PATH, headers={"X-Key": "Qz7vKp2m?Xw9rTb4s"}), QUERIES[:1])
+    assert "redirects" in error.what
+    assert "Qz7v" not in str(error)
+
+
 def test_a_long_word_is_cut_and_its_message_still_says_what_to_do() -> None:
     with served(plain({"label": "y" * 9000})) as url:
         error, _ = ended(lambda: opened(url + "/predict", dialect="plain"), QUERIES[:1])
