@@ -22,7 +22,7 @@ from onnxaudit_adapters.http.binary import split
 from onnxaudit_adapters.http.deadlines import MOST_BYTES
 from onnxaudit_adapters.http.names import ClassNames
 from onnxaudit_adapters.http.strict_json import MAX_CONTAINERS, ReplyError, as_array, parse
-from tests.http_script import EXPECTED, PATH, QUERIES, SPEC, Answer, Script, as_json, opened, scores, served
+from tests.http_script import EXPECTED, PATH, QUERIES, SPEC, WEIGHTS, Answer, Script, as_json, opened, scores, served
 
 TEXTS = b'["' + b"x" * 20000 + b'"' + b',"a"' * 50000 + b"]"
 """Of 170 KB; as a NumPy array of texts, 4 GB."""
@@ -185,6 +185,28 @@ def test_scores_of_another_number_of_classes_halfway_are_garbage() -> None:
         pytest.raises(SuspectError, match="scores 4 classes, and an earlier one 3"),
     ):
         suspect.ask(QUERIES[:2])
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "busy"),
+    [
+        ("/x", {"dialect": "plain", "output_name": "output"}, {"error": "busy"}),
+        ("/x", {"dialect": "plain"}, {"a": [[0.5, 0.5]] * 4, "b": [[0.5, 0.5]] * 4}),
+        (PATH, {"output_name": "y"}, {"outputs": [{"name": "error", "datatype": "BYTES", "shape": [1], "data": ["busy"]}]}),
+    ],
+)
+def test_a_strange_reply_after_good_ones_is_asked_for_again_and_no_option_is_asked_for(
+    path: str, options: dict[str, Any], busy: dict[str, Any]
+) -> None:
+    def honest(body: bytes) -> Answer:
+        if path == PATH:
+            return scores(body)
+        return as_json({"output": (np.array(json.loads(body)["input"], np.float32) @ WEIGHTS).tolist()})
+
+    script = Script(lambda number, body: as_json(busy) if number == 4 else honest(body))
+    with served(script) as url, opened(url + path, batch=4, **options) as suspect:
+        np.testing.assert_array_equal(suspect.ask(QUERIES).dense(), EXPECTED)
+        assert suspect.queries_sent == len(QUERIES) + 4
 
 
 def test_more_classes_than_any_classifier_has_are_garbage() -> None:

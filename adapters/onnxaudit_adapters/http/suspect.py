@@ -191,9 +191,9 @@ class HttpSuspect(Suspect):
         )
 
     def _unreadable(self, error: OnnxauditError, reply: Reply) -> OnnxauditError:
-        """The error with the address, and without secrets that the server echoed."""
+        """The error with the address, without secrets that the server echoed. What an option would choose, it chose before."""
         redaction, where = self._transport.redaction, f"{self.card.source}: "
-        if not isinstance(error, ReplyError):
+        if not (isinstance(error, ReplyError) or self._answered):
             return type(error)(*redaction.told(error, where))
         return _UnreadableError(*redaction.told(error, where, f" It said {redaction.quote(reply.body)}.{self._tried()}"))
 
