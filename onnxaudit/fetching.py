@@ -20,7 +20,9 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
 
 
 def shown_url(url: str) -> str:
-    """A URL without what may be secret in it: user information, query and fragment."""
+    """A URL without what may be secret in it: user information, query and fragment, of each part of a chain of URLs."""
+    if "::" in url:
+        return "::".join(shown_url(part) for part in url.split("::"))
     scheme, separator, rest = url.partition("://")
     if not separator:
         return url
@@ -74,8 +76,9 @@ def _open(url: str) -> tuple[Any, str]:
 def _failed(url: str, what: str, error: Exception) -> OnnxauditError:
     if isinstance(error, FileNotFoundError):
         return SuspectError(f"{shown_url(url)} is not there", "Check the URL.")
-    reason = (str(error).strip().splitlines() or [""])[0].replace(url, shown_url(url))[:200]
-    return SuspectError(f"{shown_url(url)} {what}: {type(error).__name__}: {reason}", "Check the URL and the credentials.")
+    return SuspectError(  # not what the error says: that may quote the URL in whatever form, with the secrets in it
+        f"{shown_url(url)} {what}: {type(error).__name__}", "Check the URL and the credentials."
+    )
 
 
 class Cache:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxaudit.answers import Answers
 from onnxaudit.asking import BATCH, Keep, ask_at_once
 from onnxaudit.early import Early, recover
-from onnxaudit.errors import BudgetSpent, UsageError
+from onnxaudit.errors import BudgetSpent, OtherClasses, SuspectError, UsageError
 from onnxaudit.suspect import Queries, Suspect
 from onnxaudit.transcript import Transcript, check_kept
 
@@ -83,8 +83,13 @@ def interview(
             if enough(assemble(kept, len(queries))):
                 break
         stop = left if not (enough and ahead) else min(left, done + ahead[0] - reached)
-        if not _ask(suspect, queries, todo[done:stop], keep, concurrency, transcript, proven=done > 0):
-            break
+        try:
+            if not _ask(suspect, queries, todo[done:stop], keep, concurrency, transcript, proven=done > 0):
+                break
+        except OtherClasses as error:
+            if kept:  # whoever asks anew would pay for these again
+                raise SuspectError(f"after {len(known) + done} answers: {error.what}", error.hint) from None
+            raise
     if not kept:
         raise UsageError("the budget allows no query at all", "Raise --budget.")
     fresh = sum(len(rows) for rows, _ in kept) - len(known)

@@ -20,6 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxaudit.bundle import QueryBundle, load
 from onnxaudit.cli import COMMANDS
+from onnxaudit.cli.console import parse_headers
+from onnxaudit.errors import UsageError
+from onnxaudit_adapters.http.loopback import serve_onnx
 from tests.bundles import rewrite, save_linear, simulated_bundle
 from tests.conftest import ZOO
 from tests.models import assemble
@@ -340,6 +343,25 @@ def test_what_a_function_prints_does_not_spoil_the_json(folder: Path) -> None:
     assert document(done)["status"] == "complete"
 
 
+def test_an_address_is_asked_alike_with_and_without_url(folder: Path) -> None:
+    """Some queries twice, to see whether it says the same again."""
+    honest(folder / "m.onnx")
+    with serve_onnx(str(folder / "m.onnx")) as url:
+        first = document(run("check", "--url", url, "--json", "--evidence", "1.jsonl", cwd=folder))
+        second = document(run("check", url, "--json", "--evidence", "2.jsonl", cwd=folder))
+    assert first["queries"]["sent"] == 84 + 4
+    for changing in ("seconds", "digest", "transcript_sha256"):
+        del first[changing], second[changing]
+    assert first == second
+
+
+def test_options_that_would_do_nothing_are_refused(folder: Path) -> None:
+    honest(folder / "m.onnx")
+    for option, value in (("--timeout", "3"), ("--ca-bundle", "none.pem"), ("--client-cert", "none.pem"), ("--rate", "0")):
+        assert_error(run("check", "m.onnx", option, value, cwd=folder), 2, f"{option} can only be used with --url or --target")
+    assert_error(run("check", "m.onnx", "--resume", cwd=folder), 2, "none is named.*--evidence")
+
+
 def test_an_interview_is_resumed_and_not_overwritten(folder: Path) -> None:
     honest(folder / "m.onnx")
     first = document(run("check", "m.onnx", "--json", "--evidence", "e.jsonl", "--budget", "30", cwd=folder))
@@ -486,3 +508,17 @@ def test_a_command_without_its_extra_says_what_to_install(folder: Path, command:
     assert_error(
         blocked([command, *arguments], folder, "torch"), 2, r"(?i)torch.*not installed.*pip install 'onnxaudit\[torch\]'"
     )
+
+
+def test_headers_are_filled_in_and_a_part_of_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "t0p")
+    assert parse_headers(["A: Bearer $TOKEN", "B: ${TOKEN}!", "C: x$$y$$TOKEN"]) == {
+        "A": "Bearer t0p",
+        "B": "t0p!",
+        "C": "x$y$TOKEN",
+    }
+    with pytest.raises(UsageError, match=r"--header A uses \$UNSET, which is not set"):
+        parse_headers(["A: $UNSET"])
+    with pytest.raises(UsageError, match=r"--header A uses a variable, which is not set") as error:
+        parse_headers(["A: ab$ecret9"])
+    assert "ecret" not in str(error.value)

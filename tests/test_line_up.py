@@ -392,6 +392,18 @@ def test_whoever_the_suspect_is_over_all_draws_of_the_victim_it_is_accused_at_mo
     assert sum(by_references) > 1, "ranks among references must not suffice, or this shows nothing"
 
 
+def test_a_smaller_alpha_leaves_no_rank_out() -> None:
+    """19 siblings are enough for 0.05 and not for 0.04: then nothing is found, and the rank among them stays part of p."""
+    bundle = related(19, 4, shared=1.0)
+    family = ["victim", *(f"sibling-{n:03d}" for n in range(19))]
+    suspect = Answers.from_scores(sum(bundle.answers[name].dense() for name in family[:7]) / 7, Access.LOGITS)
+    for answers in (suspect, bundle.answers["victim"]):
+        by_alpha = {alpha: judge(bundle, Recorded(bundle, answers).card, answers, alpha) for alpha in (0.01, 0.04, 0.05, 0.2)}
+        assert len({report.p_value for report in by_alpha.values()}) == 1
+        assert by_alpha[0.04].finding == by_alpha[0.01].finding == "inconclusive"
+        assert any("19 siblings: p cannot fall below 0.05" in reason for reason in by_alpha[0.04].reasons)
+
+
 def test_a_line_up_that_could_not_be_worked_out_accuses_nobody() -> None:
     """With part of its queries answered the rank is not left out: it is 1, or, while more will be asked, not known."""
     bundle = related(19, 2, shared=1.0)

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from onnxaudit.answers import Answers
 from onnxaudit.audit.checking import REPEATS, CheckOptions, check
 from onnxaudit.audit.progress import Silent
-from onnxaudit.audit.running import target_digest
-from onnxaudit.errors import BudgetSpent, SuspectError, UsageError
-from onnxaudit.suspect import Target
+from onnxaudit.audit.running import run_check, target_digest
+from onnxaudit.errors import BudgetSpent, OtherClasses, SuspectError, UsageError
+from onnxaudit.suspect import Queries, Target
 from onnxaudit_adapters.http import open_http
 from onnxaudit_adapters.http.names import ClassNames
 from tests.bundles import QUERIES, Recorded
@@ -65,3 +67,39 @@ def test_names_have_the_same_number_in_every_run() -> None:
     first, second = ClassNames(discover=True), ClassNames(discover=True)
     assert [first.index(word) for word in ("cat", "dog", "cat")] == [second.index(word) for word in ("cat", "dog", "cat")]
     assert second.index("dog") == first.index("dog") != first.index("cat")
+
+
+class LateClass(Recorded):
+    """Names a class that the victim does not have, but not among its first answers."""
+
+    def _ask(self, queries: Queries) -> Answers:
+        answers = super()._ask(queries)
+        if len(self.rows) < 40:
+            return Answers.from_labels(answers.labels, None)
+        return Answers.from_labels(np.full(len(queries), 11), None)
+
+
+def test_answers_that_came_before_a_foreign_class_are_not_thrown_away(tmp_path: Path) -> None:
+    """Asked anew without labels a paid function would be paid twice: that is left to the user."""
+    path = tmp_path / "e.jsonl"
+    with pytest.raises(SuspectError, match=r"after 30 answers: .* named class 11") as error:
+        check(BUNDLE, LateClass(BUNDLE, VICTIM, batch=10), CheckOptions(evidence=path), Silent())
+    assert not isinstance(error.value, OtherClasses)
+    assert sum(len(json.loads(line).get("rows", [])) for line in path.read_text().splitlines()) == 30
+    with pytest.raises(OtherClasses):
+        check(BUNDLE, LateClass(BUNDLE, VICTIM, batch=40), CheckOptions(), Silent())  # with the first answers nothing is lost
+
+
+def test_going_on_with_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"onnxaudit-{BUNDLE.id[:8]}-00000000.jsonl").write_text("{}\n")
+    script = Script(lambda _, body: scores(body))
+    with (
+        served(script) as origin,
+        pytest.raises(UsageError, match=r"finds no transcript .* but onnxaudit-ffffffff-00000000.jsonl"),
+    ):
+        run_check(BUNDLE, origin + PATH, None, CheckOptions(resume=True), {}, {}, Silent(), 0.0)
+    assert script.posts == []
+    heard = Silent()
+    run_check(BUNDLE, str(tmp_path / "none.onnx"), None, CheckOptions(resume=True, evidence=Path("e.jsonl")), {}, {}, heard, 0.0)
+    assert heard.notes[0] == "e.jsonl does not exist: there is nothing to go on with, all is asked"

@@ -24,7 +24,7 @@ from onnxaudit.audit.scan.scanning import ScanOptions, scan
 from onnxaudit.audit.scan.sources import gathered
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import SuspectError, UsageError
-from onnxaudit.fetching import Cache, listed, shown_url
+from onnxaudit.fetching import Cache, _failed, listed, shown_url
 from tests.http_script import METADATA, Script, as_json, served
 from tests.linear_scan import linear_bundle, near, save_bundle, save_suspect, save_suspects, weights_of
 
@@ -99,7 +99,7 @@ def test_what_did_not_arrive_whole_is_never_used(tmp_path: Path, fails: str) -> 
     cache = Cache(tmp_path / "cache", 1000)
     url = f"counted://{tmp_path}/far/a.onnx"
     Counted.fails = fails
-    with pytest.raises(SuspectError, match=r"went dead|was cut off: 200 of 400 bytes") as caught:
+    with pytest.raises(SuspectError, match=r"cannot be fetched: OSError|was cut off: 200 of 400 bytes") as caught:
         cache.fetch(url)
     assert "\n" not in str(caught.value)
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
@@ -133,6 +133,10 @@ def test_urls_name_files_patterns_and_folders(tmp_path: Path) -> None:
         "http://h/v2/models/m",
     ]
     assert shown_url("ftp://user:word@host/a/b.onnx?key=word#word") == "ftp://host/a/b.onnx"
+    assert shown_url("zip://m.onnx::https://user:word@host/x.zip?sig=word") == "zip://m.onnx::https://host/x.zip"
+    inner = "https://host/x.zip?sig=word"
+    for error in (OSError(f"cannot open {inner}"), PermissionError(inner), ValueError("word")):
+        assert "word" not in str(_failed(f"zip://m.onnx::{inner}", "cannot be fetched", error))
 
 
 def test_scanning_urls_is_scanning_their_files(tmp_path: Path, bundle: QueryBundle) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxaudit.audit.checking import CheckOptions, asked_at_most
+from onnxaudit.audit.insights import askable
+from onnxaudit.audit.once import once
 from onnxaudit.audit.running import check_judgeable
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.sandbox.opening import opened_suspect
@@ -45,7 +47,8 @@ def dry_run(bundle: QueryBundle, source: str, options: CheckOptions, said: Mappi
     check_judgeable(bundle)
     classes = None if options.label_free else bundle.manifest.victim.num_classes
     target = Target(source, bundle.manifest.input, classes, options.device, options=dict(http), **said)
-    row = bundle.manifest.controls[0]
+    start, stop = bundle.manifest.controls
+    row = start if start < stop else int(once(askable, bundle).argmax())
     with opened_suspect(target, None if "://" in source else options.sandbox) as suspect:
         answers = suspect.ask(bundle.queries[row : row + 1])
         names = () if options.label_free else bundle.manifest.class_names

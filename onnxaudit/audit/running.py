@@ -20,7 +20,7 @@ from onnxaudit.audit.label_spaces import UNKNOWN
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.decode import canonical
-from onnxaudit.errors import OnnxauditError, OtherClasses
+from onnxaudit.errors import OnnxauditError, OtherClasses, UsageError
 from onnxaudit.evidence.calibration import p_floor
 from onnxaudit.fetching import shown_url
 from onnxaudit.registry import reduce_access
@@ -57,7 +57,11 @@ def run_check(
         digest = target_digest(bundle, source, http)
         evidence = options.evidence or Path(f"onnxaudit-{bundle.id[:8]}-{digest[:8]}.jsonl")
         width = http.get("concurrency") or 1
+        if options.resume and options.evidence is None and not evidence.exists():
+            _refuse_another(evidence, bundle)
         options = dataclasses.replace(options, target=digest, evidence=evidence, concurrency=width)
+    if options.resume and options.evidence is not None and not options.evidence.exists():
+        progress.note(f"{options.evidence} does not exist: there is nothing to go on with, all is asked")
     opened: Suspect | None = None
     classes = None if options.label_free else bundle.manifest.victim.num_classes
     private = {"label_space": UNKNOWN} if options.label_free and "://" not in source else {}
@@ -72,7 +76,7 @@ def run_check(
                 raise
             progress.note(f"{error.what}: it is compared without labels, as with --label-space {UNKNOWN}")
             if options.evidence:
-                options.evidence.unlink(missing_ok=True)  # it holds a header and no answer
+                options.evidence.unlink(missing_ok=True)  # it holds no answer: OtherClasses comes with the first
         options = dataclasses.replace(options, label_space=UNKNOWN)
         with opened_suspect(dataclasses.replace(target, num_classes=None), limits) as opened:
             return check(bundle, _reduced(opened, level), options, progress, time.perf_counter() - started)
@@ -93,8 +97,17 @@ def check_judgeable(bundle: QueryBundle) -> None:
         _JUDGEABLE.add(bundle)
 
 
+def _refuse_another(evidence: Path, bundle: QueryBundle) -> None:
+    """Raise UsageError where other transcripts of the bundle lie here: one of them may be meant, and all would be paid again."""
+    if others := sorted(str(path) for path in Path().glob(f"onnxaudit-{bundle.id[:8]}-*.jsonl")):
+        raise UsageError(
+            f"--resume finds no transcript of a check with this URL, these headers and this dialect, but {', '.join(others[:3])}",
+            "Give it with --evidence if it is meant; else leave --resume out.",
+        )
+
+
 def _fresh(source: str, options: CheckOptions) -> bool:
-    """Whether a suspect that turns out to have other classes may be asked anew: it costs nothing, and nothing is lost by it."""
+    """Whether a suspect whose first answer names other classes may be asked anew: nothing that was paid for is lost by it."""
     kept = options.evidence is not None and options.evidence.exists()
     return "://" not in source and not options.label_free and not options.resume and not kept
 

@@ -143,7 +143,9 @@ class _Asker:
         self._suspect.rewire(wiring.spec)
         try:
             answers = self._suspect.ask(wiring.fitted(self._bundle.queries[rows]))
-        except OtherClasses:
+        except OtherClasses as error:
+            if self.probes:  # whoever asks anew would pay for these again
+                raise SuspectError(f"after {len(self.probes)} questions of --autofix: {error.what}", error.hint) from None
             raise
         except SuspectError as error:
             self._refusal = self._refusal or error

@@ -99,6 +99,8 @@ def check(
     from onnxaudit.cli.targets import described
     from onnxaudit.report.writing import check_format, show, write_all
 
+    if suspect and suspect.lower().startswith(("http://", "https://")) and url is None:
+        suspect, url = None, suspect  # the same check, however it is typed
     if sum(given is not None for given in (suspect, url, target)) != 1:
         raise UsageError("give either a SUSPECT, --url or --target", "For example: onnxaudit check suspect.onnx")
     check_alpha(alpha)
@@ -106,12 +108,20 @@ def check(
         parse_access(access)  # before anything is sent
     if budget is not None and budget < 1:
         raise UsageError(f"--budget {budget} allows no query", "Give a positive number.")
-    over_http = {"--dialect": dialect, "--input-name": input_name, "--header": header, "--rate": rate, "--batch": batch}
-    over_http["--concurrency"] = concurrency
+    over_http: dict[str, object] = {
+        "--dialect": dialect,
+        "--input-name": input_name,
+        "--header": header,
+        "--rate": rate,
+        "--batch": batch,
+    }
+    over_http |= {"--concurrency": concurrency, "--timeout": timeout, "--ca-bundle": ca_bundle, "--client-cert": client_cert}
     if concurrency is not None and not 1 <= concurrency <= 256:
         raise UsageError(f"--concurrency {concurrency} has to be from 1 to 256", "Leave it out for one request at a time.")
-    if suspect is not None and (given := [name for name, value in over_http.items() if value]):
-        raise UsageError(f"{', '.join(given)} can only be used with --url", "Leave it out for a file.")
+    if suspect is not None and (given := [name for name, value in over_http.items() if value is not None]):
+        raise UsageError(f"{', '.join(given)} can only be used with --url or --target", "Leave it out for a file.")
+    if suspect is not None and resume and evidence is None:
+        raise UsageError("--resume goes on with a transcript, and none is named", "Give it with --evidence F.jsonl.")
     for path in output or []:
         check_format(path)
     if url is not None and not url.lower().startswith(("http://", "https://")):
@@ -172,7 +182,7 @@ def check(
         console.close()
     try:
         if report.error and not json:
-            typer.echo(f"error: {report.error}", err=True)
+            typer.echo(f"error: {report.reasons[0]}", err=True)  # the error, and what was kept
         else:
             show(report, as_json=json)
     finally:  # a terminal that went away must not cost the file, nor the other way round

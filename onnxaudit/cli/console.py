@@ -157,19 +157,25 @@ def check_alpha(alpha: float | None) -> None:
 
 
 def parse_headers(lines: list[str]) -> dict[str, str]:
-    """ "Name: value" lines as a mapping, with environment variables filled in. Raises UsageError for an unset one."""
+    """ "Name: value" lines as a mapping, with environment variables filled in; $$ is a $. Raises UsageError for an unset one."""
     import re
 
     def fill(match: re.Match[str]) -> str:
         name = match[1] or match[2]
+        if name is None:
+            return "$"
         if name not in os.environ:
-            raise UsageError(f"--header uses ${name}, which is not set", "Export it first; nothing was sent.")
+            meant = f"${name}" if name == name.upper() else "a variable"  # else it may be a part of a password
+            raise UsageError(
+                f"--header {header} uses {meant}, which is not set", "Export it first, or write $$ for a $; nothing was sent."
+            )
         return os.environ[name]
 
     found = {}
     for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not name.strip():
+        header, colon, value = line.partition(":")
+        header = header.strip()
+        if not colon or not header:
             raise UsageError("--header must look like 'Name: value'")
-        found[name.strip()] = re.sub(r"\$(?:\{(\w+)\}|(\w+))", fill, value.strip())
+        found[header] = re.sub(r"\$(?:\$|\{(\w+)\}|(\w+))", fill, value.strip())
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,11 +54,9 @@ def judge(
     """
     manifest = bundle.manifest
     level = manifest.alpha if alpha is None else alpha
-    references = once(references_of, bundle)
+    terms = _terms(bundle, label_free=label_free)
+    references, siblings, tolerance = terms.references, terms.siblings, terms.tolerance
     answers = named_classes(bundle, answers, label_free=label_free)
-    weak, siblings = once(weak_references, bundle), _ranked_siblings(bundle, level)
-    placed = not label_free and bool(siblings) and once(has_places, bundle)
-    tolerance = _tolerance(weak=weak, placed=placed)
     seen = None if planned is None else look_through(bundle, answers, level, planned, inside, label_free=label_free)
     answers = answers if seen is None else seen.answers
     comparison = seen.comparison if seen else _compared(bundle, answers, inside, label_free=label_free)
@@ -67,11 +66,11 @@ def judge(
         p = p_value(comparison.statistics, tolerance, comparison.unrelated)
         if siblings:
             p = max(p, 1.0 if comparison.twins is None else p_value(comparison.twins))
-            if placed:
+            if terms.placed:
                 p = max(p, 1.0 if comparison.places is None else p_value(comparison.places))
         p = min(1.0, looks * p)
     if p is not None and not siblings and comparison.twins is not None:
-        # too few siblings for alpha: none of them may be as close all the same
+        # too few siblings for the bundle's alpha: none of them may be as close all the same
         among = p_value(comparison.twins)
         p = p if among <= p_floor(len(comparison.twins) - 1) + 1e-12 else max(p, among)
     floor = min(1.0, looks * max(p_floor(len(references)), p_floor(siblings) if siblings else 0.0))
@@ -124,7 +123,7 @@ def judge(
                 bundle,
                 controls,
                 answers,
-                weak=weak,
+                weak=terms.weak,
                 tolerance=tolerance,
                 looks=looks,
                 level=level,
@@ -156,8 +155,8 @@ def look_through(
 
     known: what earlier calls found at looks at the beginning of the same answers; it is added to.
     """
-    references, siblings = once(references_of, bundle), _ranked_siblings(bundle, level)
-    placed = not label_free and bool(siblings) and once(has_places, bundle)
+    terms = _terms(bundle, label_free=label_free)
+    references, siblings = terms.references, terms.siblings
     answers = named_classes(bundle, answers, label_free=label_free)
 
     def doubtful(cut: Answers, comparison: Comparison) -> bool:
@@ -174,10 +173,10 @@ def look_through(
         doubtful,
         len(references),
         level,
-        _tolerance(weak=once(weak_references, bundle), placed=placed),
+        terms.tolerance,
         {} if known is None else known,
         siblings=siblings,
-        placed=placed,
+        placed=terms.placed,
     )
 
 
@@ -191,19 +190,29 @@ def _compared(
     return compare(bundle, references, answers, inside, fewest)
 
 
-def _ranked_siblings(bundle: QueryBundle, level: float) -> int:
-    """How many siblings the suspect is ranked among as well: all, if they are enough for alpha, else 0."""
-    count = len(bundle.manifest.of_role("sibling")) if bundle.manifest.statistic == SIBLING_STATISTIC else 0
-    return count if count and p_floor(count) <= level + 1e-12 else 0
+@dataclass(frozen=True, slots=True, eq=False)
+class _Terms:
+    """What a bundle's own contents fix before any suspect is asked, whatever alpha a check is called with.
 
-
-def _tolerance(*, weak: bool, placed: bool) -> float:
-    """How many standard deviations of a head start references get.
-
-    None where the suspect must also be closer than honest twins are, and closer to the victim than to its siblings: that covers
-    the innocents that the tolerance is for.
+    weak: the references are less accurate than the victim. siblings: so many a suspect is ranked among as well: all, if they are
+    enough for the bundle's alpha, else 0. placed: also by its place in the line-up. tolerance: how many standard deviations of a
+    head start references get; where a suspect is placed, that covers the innocents that the tolerance is for.
     """
-    return (TOLERANCE if weak else 0.0) if placed else WIDE_TOLERANCE if weak else TOLERANCE
+
+    references: Sequence[Answers]
+    weak: bool
+    siblings: int
+    placed: bool
+    tolerance: float
+
+
+def _terms(bundle: QueryBundle, *, label_free: bool) -> _Terms:
+    manifest, weak = bundle.manifest, once(weak_references, bundle)
+    count = len(manifest.of_role("sibling")) if manifest.statistic == SIBLING_STATISTIC else 0
+    siblings = count if count and p_floor(count) <= manifest.alpha + 1e-12 else 0
+    placed = not label_free and bool(siblings) and once(has_places, bundle)
+    plain, wide = (0.0, TOLERANCE) if placed else (TOLERANCE, WIDE_TOLERANCE)
+    return _Terms(once(references_of, bundle), weak, siblings, placed, wide if weak else plain)
 
 
 def planned_order(bundle: QueryBundle, planned: Sequence[int]) -> Schedule:
