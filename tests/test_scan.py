@@ -292,31 +292,41 @@ def test_a_scan_that_was_ended_goes_on(
     tmp_path: Path, bundles: dict[str, tuple[Path, QueryBundle]], number: signal.Signals
 ) -> None:
     """kill -9 of the whole scan, a polite kill and Ctrl-C: lines stay, workers end, and the same command finishes."""
-    path, bundle = bundles["many"]
-    count = 120
-    save_suspects(tmp_path / "m", count - 1, 1)
-    process = start(tmp_path, path)
-    output = tmp_path / "f.jsonl"
+    for count in (120, 480):  # a busy machine may have asked a few before the signal comes
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        if ended_and_gone_on(folder, *bundles["many"], number, count) < count:
+            return
+    raise AssertionError("every scan was done before it could be ended")
+
+
+def ended_and_gone_on(folder: Path, path: Path, bundle: QueryBundle, number: signal.Signals, count: int) -> int:
+    """How many lines the command that goes on found, of a scan of so many that was ended."""
+    save_suspects(folder / "m", count - 1, 1)
+    process = start(folder, path)
+    output = folder / "f.jsonl"
     wait_for_lines(output, 10, process)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does: to the workers as well
     else:
         process.send_signal(number)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == (-9 if number == signal.SIGKILL else 130)
-    if number != signal.SIGKILL:
+    done = output.read_bytes().count(b"\n") == count
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130) or done
+    if process.returncode == 130:
         assert "the same command goes on from there" in said
-        assert "Traceback" not in said
+    assert "Traceback" not in said
     _workers_are_gone(process.pid)
     kept = output.read_bytes()
     for line in map(json.loads, kept[: kept.rindex(b"\n")].split(b"\n")):
         assert line["tests"] == count  # what was written holds already
-        assert line["finding"] != "derived"
+        assert line["finding"] != "derived" or done
     output.write_bytes(kept + b'{"schema":"onnxaudit.report/1","status":"comp')  # cut off by the crash
-    summary = scanned(tmp_path / "m", output, bundle)
-    assert 10 <= kept.count(b"\n") <= summary.reused < count
+    summary = scanned(folder / "m", output, bundle)
+    assert 10 <= kept.count(b"\n") <= summary.reused
     assert len({line["suspect"]["source"] for line in lines_of(output)}) == len(lines_of(output)) == count
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(folder.glob("*.tmp"))
+    return summary.reused
 
 
 def _workers_are_gone(group: int) -> None:
