@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types contracts unit peers bench clean
+.PHONY: demo test lint types contracts unit peers clean
 
 demo: $(STAMP)
 	@$(BIN)/onnxaudit demo

@@ -281,10 +281,6 @@ def rates(rows: Sequence[Mapping[str, Any]], way: str) -> list[str]:
     return cells
 
 
-def innocent(row: Mapping[str, Any]) -> bool:
-    return bool(row["kind"] != "positive")
-
-
 def groups(figures: Mapping[str, Any], access: str) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
     """Innocents in all, by whose data they were trained on, by their accuracy, and honest twins."""
     apart = selected(figures, access, lambda row: row["kind"] == "negative")

@@ -50,6 +50,10 @@ class OtherClasses(SuspectError):  # noqa: N818 - a kind of SuspectError
     """The suspect names classes, or so many, that the victim does not have: its label set is another one (exit 4)."""
 
 
+class Unreachable(SuspectError):  # noqa: N818 - a kind of SuspectError
+    """The suspect was not reached, or did not let the request in: that says nothing of the inputs that it takes (exit 4)."""
+
+
 class Stopped(SuspectError):  # noqa: N818 - what stopped it is the error
     """The suspect was not asked, because another request failed or the run was interrupted (exit 4)."""
 

@@ -131,11 +131,6 @@ def check_deployment(steps: Sequence[str]) -> None:
     cast("Callable[[Sequence[str]], object]", pkgutil.resolve_name("onnxaudit_adapters.deployed:parse_steps"))(steps)
 
 
-def deployment_steps() -> list[tuple[str, str]]:
-    """What ``deployed_as`` knows: each step with its defaults as it may be written, and what it does."""
-    return cast("Callable[[], list[tuple[str, str]]]", pkgutil.resolve_name("onnxaudit_adapters.deployed:steps"))()
-
-
 def quantise(kind: str, source: Path, target: Path, calibration: Queries | None = None, spec: InputSpec | None = None) -> None:
     """Write the "fp16", "int8-static" or "int8-dynamic" export of a float32 ONNX file; the adapters bring what converts it.
 

@@ -14,14 +14,17 @@ from skimage.transform import resize as skimage_resize
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.errors import UsageError
-from onnxaudit.registry import check_deployment, deployed_as, deployment_steps, open_suspect
+from onnxaudit.registry import check_deployment, deployed_as, open_suspect
+from onnxaudit.schemes.compositions import keywords
 from onnxaudit.suspect import InputSpec, Queries, Suspect, SuspectCard, Target
 from onnxaudit.testing import assert_same, check_adapter
 from onnxaudit_adapters.callable import CallableSuspect
+from onnxaudit_adapters.deployed import INPUTS, OUTPUTS, Modification
 from onnxaudit_adapters.http.loopback import serve_onnx
 from tests.models import SHAPE, SPEC, colour_queries, expected_answers, save_onnx
 
-FASHION = Path(__file__).resolve().parent.parent / "fixtures/fashion/test.npz"
+ROOT = Path(__file__).resolve().parent.parent
+FASHION = ROOT / "fixtures/fashion/test.npz"
 QUERIES = colour_queries()
 CARD = SuspectCard("network", "python", InputSpec(SHAPE, "NHWC", "uint8"), 4, max_batch=16)
 LOGITS = CallableSuspect(lambda batch: expected_answers(batch).dense(), CARD)
@@ -29,6 +32,15 @@ PROBS = CallableSuspect(lambda batch: expected_answers(batch).degrade(Access.PRO
 LABELS = CallableSuspect(lambda batch: expected_answers(batch).labels, CARD)
 KEEP_LABELS = ["temper:t=0.5", "temper:t=5", "topk:k=1", "topk:k=3", "topk:k=9", "label", "perturb:sigma=0", "flip-labels:rate=0"]
 RANDOM = ["noise:sigma=0.1", "smooth:copies=5,sigma=0.1", "perturb:sigma=0.5", "flip-labels:rate=0.5"]
+
+
+def written(name: str, kind: Modification) -> str:
+    """A step with all of its parameters, as users write it."""
+    defaults = ",".join(f"{key}={value}" for key, value in keywords(kind.function).items())
+    return f"{name}:{defaults}" if defaults else name
+
+
+STEPS = {written(name, kind): kind for name, kind in {**INPUTS, **OUTPUTS}.items()}
 
 
 def fashion(n: int = 50) -> NDArray[np.uint8]:
@@ -206,7 +218,7 @@ def test_smoothing_keeps_the_number_of_inputs_at_once_within_what_the_suspect_ta
     assert set(sizes) == {5}
 
 
-@pytest.mark.parametrize("step", [text for text, _ in deployment_steps()])
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("inner", [LOGITS, PROBS, LABELS], ids=["logits", "probs", "labels"])
 def test_the_contract_of_suspects_is_kept(inner: Suspect, step: str) -> None:
     if inner is LABELS and step.split(":")[0] in ("round", "temper", "perturb", "refuse-unsure"):
@@ -214,6 +226,11 @@ def test_the_contract_of_suspects_is_kept(inner: Suspect, step: str) -> None:
             deployed_as(inner, [step]).ask(QUERIES)
         return
     check_adapter(lambda: deployed_as(inner, [step.replace("copies=100", "copies=3")]), QUERIES)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_documentation_lists_every_step_of_a_server(step: str) -> None:
+    assert f"| `{step}` | {STEPS[step].function.__doc__} |" in (ROOT / "docs/zoo.md").read_text()
 
 
 def test_the_contract_is_kept_around_a_file(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxaudit.errors import SuspectError
+from onnxaudit.errors import SuspectError, Unreachable
 from onnxaudit.registry import open_suspect
 from onnxaudit.suspect import Target
 from onnxaudit_adapters.http import open_http
@@ -242,3 +242,11 @@ def test_tls_is_verified_and_a_private_authority_can_be_named(tmp_path: Path) ->
         assert "TOP_SECRET" not in str(caught.value)
         with opened(url + PATH, ca_bundle=str(certificate)) as suspect:
             np.testing.assert_array_equal(suspect.ask(QUERIES).dense(), EXPECTED)
+
+
+@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 422, 429, 500, 503])
+def test_what_says_nothing_of_the_inputs_is_told_from_what_may(status: int) -> None:
+    """500 and 503 are what servers say to a wrong input, too."""
+    error = fail(Script(lambda _number, _body: (status, {}, b"no")))
+    assert isinstance(error, Unreachable) == (status in (301, 401, 403, 404, 429))
+    assert isinstance(error, SuspectError)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onnxaudit.craft.insight import INSIGHTS, Program, encode, insight, path_terms, program_of, sketched
-from onnxaudit.craft.layers import activations, features, look_inside
+from onnxaudit.craft.layers import features, look_inside
 from onnxaudit.errors import SuspectError, UsageError
 from onnxaudit.registry import open_suspect
 from onnxaudit.schemes.catalogue import CATALOGUE
@@ -59,7 +59,7 @@ def test_layers_are_the_same_in_every_format(programs: Mapping[str, Callable[[Te
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(seen.output, layers[-1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features(programs[kind], x), layers[-2], rtol=1e-4, atol=1e-5)
-    for found, expected in zip(activations(programs[kind], x), layers, strict=True):
+    for found, expected in zip(look_inside(programs[kind])(x).layers, layers, strict=True):
         (slope,) = torch.autograd.grad(found.square().sum(), x, retain_graph=True)
         (known,) = torch.autograd.grad(expected.square().sum(), x, retain_graph=True)
         torch.testing.assert_close(slope, known, rtol=1e-3, atol=1e-3)
@@ -84,7 +84,7 @@ def test_channels_come_first_and_forward_hooks_say_the_same() -> None:
     hooked: list[Tensor] = []
     for part in network:
         part.register_forward_hook(lambda _module, _inputs, output: hooked.append(output))
-    found = activations(network, x)
+    found = look_inside(network)(x).layers
     assert [tuple(layer.shape) for layer in found] == [(4, 5, 6), (4, 5, 6), (4, 2, 6)]
     for layer, output in zip(found, hooked, strict=True):
         torch.testing.assert_close(layer, output.movedim(-1, 1))
@@ -104,7 +104,7 @@ class Branching(nn.Module):
 
 def test_what_cannot_be_seen_is_said() -> None:
     with pytest.raises(UsageError, match="no layer"):
-        activations(lambda x: x * 2, torch.rand(2, 3))
+        look_inside(lambda x: x * 2)(torch.rand(2, 3)).layers
     with pytest.raises(UsageError, match="decides while it runs"):
         look_inside(torch.jit.script(Branching().eval()))
     with pytest.raises(UsageError, match="no linear layer"):

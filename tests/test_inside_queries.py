@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from onnxaudit.craft.data import Data
 from onnxaudit.craft.insight import insight, program_of
-from onnxaudit.craft.layers import activations, look_inside
+from onnxaudit.craft.layers import look_inside
 from onnxaudit.craft.sample import Material, Sample
 from onnxaudit.craft.samplers.activation import sample_activation_boundary
 from onnxaudit.craft.samplers.inside import sample_gif_points, sample_neuron_fuzz
@@ -95,7 +95,9 @@ def test_neurons_of_fuzzed_queries_say_more_than_on_any_input(material: Material
     assert (said > top[neuron]).all()
     assert float((said / top[neuron]).median()) > 1.2
     assert int((said >= 3 * top[neuron] - 1e-4).sum()) == sample.parameters["reached"]
-    assert sample.columns["sizes"][0].tolist() == [layer.shape[1] for layer in activations(module, torch.rand(1, 1, 28, 28))]
+    assert sample.columns["sizes"][0].tolist() == [
+        layer.shape[1] for layer in look_inside(module)(torch.rand(1, 1, 28, 28)).layers
+    ]
     assert set(sample.columns["layer"].tolist()) == {1}
     with pytest.raises(UsageError, match="layers 0 to 6"):
         sample_neuron_fuzz(Material(victim, data), 4, np.random.default_rng(1), quiet, layer=7)

@@ -28,7 +28,7 @@ from onnxaudit.audit.verifying.replaying import replay
 from onnxaudit.audit.verifying.verifying import VerifyOptions, verify_file
 from onnxaudit.audit.wiring import control_rows, order_by_names, search_of, wire
 from onnxaudit.bundle import QueryBundle
-from onnxaudit.errors import ArtefactError, SuspectError, UsageError
+from onnxaudit.errors import ArtefactError, SuspectError, Unreachable, UsageError
 from onnxaudit.evidence.labelling import best_labelling
 from onnxaudit.evidence.wiring import FITS, SCALINGS, Wiring, wirings
 from onnxaudit.evidence.wiring_search import MOST, WiringSearch
@@ -217,6 +217,42 @@ def test_a_suspect_that_takes_its_inputs_under_no_wiring_is_the_error_that_it_wa
     with pytest.raises(SuspectError) as before:
         check(crafted, suspect_of(path, crafted), CheckOptions(), Silent())
     assert str(caught.value) == str(before.value)
+
+
+class Away(Heard):
+    """Raises ``error`` instead of an answer, whatever it is asked."""
+
+    def __init__(self, suspect: Suspect, error: SuspectError) -> None:
+        super().__init__(suspect)
+        self._error = error
+
+    def _ask(self, queries: Queries) -> Answers:
+        self.asked += [(self.card.input, query.tobytes()) for query in queries]
+        raise self._error
+
+
+def test_a_suspect_that_is_not_there_is_not_one_that_refuses(crafted: QueryBundle, tmp_path: Path) -> None:
+    """What it takes is found when it is back: nothing of the search is settled by a lost connection or a missing key."""
+    path, evidence = wanting(tmp_path, Meant("[-1, 1]", scaled("pixels in [-1, 1]"))), tmp_path / "e.jsonl"
+    away = Away(suspect_of(path, crafted), Unreachable("nobody is there"))
+    with pytest.raises(Unreachable, match="nobody is there"):
+        fixed(away, crafted, evidence=evidence)
+    assert len(away.asked) == 1
+    report = fixed(suspect_of(path, crafted), crafted, evidence=evidence, resume=True)
+    assert report.finding == "derived"
+    assert found(report)["changed"] == "pixels in [-1, 1]"
+
+
+def test_a_run_in_which_all_was_refused_is_not_gone_on_with_as_if_nothing_had_to_be_wired(
+    crafted: QueryBundle, tmp_path: Path
+) -> None:
+    path, evidence = wanting(tmp_path, Meant("[-1, 1]", scaled("pixels in [-1, 1]"))), tmp_path / "e.jsonl"
+    with pytest.raises(SuspectError, match="busy"):
+        fixed(Away(suspect_of(path, crafted), SuspectError("it is busy")), crafted, evidence=evidence)
+    back = Heard(suspect_of(path, crafted))
+    with pytest.raises(SuspectError, match="under no wiring in the run that this one goes on with"):
+        fixed(back, crafted, evidence=evidence, resume=True)
+    assert back.asked == []
 
 
 def test_without_it_one_line_says_what_might_help(crafted: QueryBundle, tmp_path: Path) -> None:

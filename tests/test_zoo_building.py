@@ -21,7 +21,7 @@ from onnxaudit.audit.crafting import CraftOptions
 from onnxaudit.audit.progress import Silent
 from onnxaudit.craft.data import load_data
 from onnxaudit.errors import ArtefactError, UsageError
-from onnxaudit.registry import deployed_as, deployment_steps, open_suspect
+from onnxaudit.registry import deployed_as, open_suspect
 from onnxaudit.suspect import InputSpec, Target
 from onnxaudit.zoo.manifest import load_zoo
 from onnxaudit.zoo.recipe_file import SHIPPED, find_plan, load_plan
@@ -268,12 +268,6 @@ def test_data_without_labels_and_files_that_are_no_recipes_are_refused(tmp_path:
     (tmp_path / "no.toml").write_text("= 3")
     with pytest.raises(ArtefactError, match="not valid TOML"):
         build_zoo(ZooOptions(data, str(tmp_path / "no.toml"), tmp_path / "out"), Silent())
-
-
-def test_the_documentation_lists_every_step_of_a_server() -> None:
-    page = (FIXTURES.parent / "docs/zoo.md").read_text()
-    for step, meaning in deployment_steps():
-        assert f"| `{step}` | {meaning} |" in page
 
 
 def test_what_cannot_be_made_from_a_victim_is_left_out_and_the_rest_is_made(zoo: Path, data: Path) -> None:

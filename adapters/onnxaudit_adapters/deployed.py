@@ -78,15 +78,6 @@ class Step:
     given: Mapping[str, Any]
 
 
-def steps() -> list[tuple[str, str]]:
-    """Every step with its parameters' defaults, as it may be written, and what it does in one line."""
-    found = []
-    for name, kind in _KNOWN.items():
-        defaults = ",".join(f"{key}={value}" for key, value in keywords(kind.function).items())
-        found.append((f"{name}:{defaults}" if defaults else name, (kind.function.__doc__ or "").strip()))
-    return found
-
-
 def parse_steps(texts: Sequence[str]) -> list[Step]:
     """Steps from how they are written.
 

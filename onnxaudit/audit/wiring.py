@@ -21,7 +21,7 @@ from onnxaudit.audit.progress import Progress
 from onnxaudit.audit.rewired import Rewired, renamed
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.decode import canonical
-from onnxaudit.errors import ArtefactError, BudgetSpent, OtherClasses, SuspectError
+from onnxaudit.errors import ArtefactError, BudgetSpent, OtherClasses, Stopped, SuspectError, Unreachable
 from onnxaudit.evidence.labelling import best_labelling
 from onnxaudit.evidence.wiring import AS_IT_WAS, Wiring, wirings
 from onnxaudit.evidence.wiring_search import MOST, SHARE, Choice, Question, WiringSearch
@@ -143,6 +143,8 @@ class _Asker:
         self._suspect.rewire(wiring.spec)
         try:
             answers = self._suspect.ask(wiring.fitted(self._bundle.queries[rows]))
+        except (Unreachable, Stopped):  # nothing of this wiring
+            raise
         except OtherClasses as error:
             if self.probes:  # whoever asks anew would pay for these again
                 raise SuspectError(f"after {len(self.probes)} questions of --autofix: {error.what}", error.hint) from None
@@ -163,9 +165,12 @@ class _Asker:
             self._transcript.probe(probe)
 
     def check_taken(self, choice: Choice) -> None:
-        """Raise what the suspect raised first if it takes its inputs under no wiring that was tried."""
-        if choice.refused and choice.wiring is None and self._refusal is not None:
-            raise self._refusal
+        """Raise what the suspect raised first if it takes its inputs under no wiring that was tried, in this run or before."""
+        if choice.refused and choice.wiring is None:
+            raise self._refusal or SuspectError(
+                "the suspect took its inputs under no wiring in the run that this one goes on with",
+                "If it failed for another reason then, begin anew: give --evidence another name.",
+            )
 
 
 def control_rows(bundle: QueryBundle) -> NDArray[np.int64]:

@@ -46,11 +46,6 @@ class Inside:
     scores: Tensor | None
 
 
-def activations(program: Callable[[Tensor], Any], x: Tensor) -> list[Tensor]:
-    """``Inside.layers`` for a batch that the program takes. Raises UsageError where no layer can be seen."""
-    return list(look_inside(program)(x).layers)
-
-
 def features(program: Callable[[Tensor], Any], x: Tensor) -> Tensor:
     """The penultimate representation, (n, d): the last linear layer's input. Raises UsageError without such a layer."""
     found = look_inside(program)(x).features

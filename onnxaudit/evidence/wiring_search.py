@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.evidence.labelling import Labelling, best_labelling, log_odds, log_odds_permuted
-from onnxaudit.evidence.wiring import AS_IT_WAS, RESIZING, Wiring
+from onnxaudit.evidence.wiring import RESIZING, Wiring
 
 MOST = 30
 """Queries that a search spends at most."""
@@ -90,11 +90,6 @@ class Choice:
     after: tuple[int, int]
     tried: int
     refused: bool = False
-
-    @property
-    def changed(self) -> bool:
-        """Whether anything is to be wired otherwise."""
-        return bool(self.labels) or (self.wiring is not None and self.wiring.words != AS_IT_WAS)
 
 
 class WiringSearch:

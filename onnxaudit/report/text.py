@@ -171,14 +171,3 @@ def text(report: Report, *, colour: bool = False) -> str:
 def printable(text: str) -> str:
     """What a bundle, a file's name or a server says, on one line, without what would steer a terminal or turn text around."""
     return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else "\ufffd" for c in text)
-
-
-def markdown(report: Report) -> str:
-    """The report as Markdown, from the same parts."""
-    rows = [SCHEME_HEAD, tuple("---" for _ in SCHEME_HEAD), *scheme_rows(report)] if report.schemes else []
-    lines = [f"# {report.suspect['source']}: {report.finding}", "", sentence(report), ""]
-    lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
-    lines += [f"- {name}: {value}" for name, value in facts(report)] + [""]
-    lines += [f"- {line}" for line in propositions(report)] + [""]
-    lines += ["## Conditions", "", *(f"- {condition}" for condition in report.conditions)] if report.conditions else []
-    return "\n".join(lines) + "\n"

@@ -15,7 +15,6 @@ from onnxaudit_adapters.http.payloads import npy, png
 from onnxaudit_adapters.http.reading import Reader
 from onnxaudit_adapters.http.strict_json import parse
 
-FORMS = ("json", "npy", "png")
 _TYPES = {"npy": "application/x-npy", "png": "image/png"}
 
 

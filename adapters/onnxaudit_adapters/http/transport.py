@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Generic, TypeVar
 
-from onnxaudit.errors import BudgetSpent, OnnxauditError, Stopped, SuspectError
+from onnxaudit.errors import BudgetSpent, OnnxauditError, Stopped, SuspectError, Unreachable
 from onnxaudit_adapters.http.dialects import Reply, Request
 from onnxaudit_adapters.http.exchanges import Exchanges, Fault, GarbageError
 from onnxaudit_adapters.http.options import Address, HttpOptions
@@ -195,7 +195,7 @@ class Transport:
             return TooLargeError(f"{self.shown} answered {_status(found.status)}", f"It said {self.redaction.quote(found.body)}.")
         if 300 <= found.status < 400:
             where = self.redaction.quote(self.redaction.clean(found.headers.get("location", "")).partition("?")[0].encode())
-            return SuspectError(
+            return Unreachable(
                 f"{self.shown} redirects ({_status(found.status)}) to {where}; redirects are not followed",
                 "If that is the suspect, give its URL.",
             )
@@ -209,7 +209,8 @@ class Transport:
             hint += (
                 " Check the URL, --dialect, --input and --input-name; a server that takes one example a request needs --batch 1."
             )
-        return SuspectError(f"{self.shown} answered {_status(found.status)} {when}", hint)
+        kind = Unreachable if found.status in (404, 407, 429) else SuspectError  # 5xx is what many say to a wrong input
+        return kind(f"{self.shown} answered {_status(found.status)} {when}", hint)
 
     def _refused(self, reply: Reply) -> SuspectError:
         why = (
@@ -217,14 +218,14 @@ class Transport:
             if self._exchanges.authorized
             else "the Authorization header is missing"
         )
-        return SuspectError(
+        return Unreachable(
             f"{self.shown} answered {_status(reply.status)}: {why}",
             f'Pass --header "Authorization: Bearer …". It said {self.redaction.quote(reply.body)}.',
         )
 
     def _unreachable(self, fault: Fault, tries: int = 1) -> SuspectError:
         often = f" after {tries} tries" if tries > 1 else ""
-        return SuspectError(
+        return Unreachable(
             f"{self.shown} could not be reached{often}: {self.redaction.clean(fault.reason)}",
             "Check that the server is up, the URL, and the proxy settings of the environment.",
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onnxaudit.craft.sample import Material, Sample
-from onnxaudit.craft.samplers.attacks import cross_entropy_pull, input_gradient, on_grid, spread, starts_of
+from onnxaudit.craft.samplers.attacks import cross_entropy_pull, input_gradient, on_grid, starts_of
 from onnxaudit.craft.samplers.boundary import targets
 from onnxaudit.craft.space import Space
 from onnxaudit.craft.victim import Victim
@@ -42,7 +42,7 @@ def sample_fgsm(
     goal = targets(victim, x, rng, target)
     source = victim.predict(x).argmax(1)
     _require_positive(epsilon=epsilon)
-    walk = partial(_step, victim, space, epsilon, targeted)
+    walk = partial(fgsm, victim, space, epsilon=epsilon, targeted=targeted)
     (points,) = walk_queries(material, x, walk, goal if targeted else source)
     label = victim.predict(points).argmax(1)
     return _judged(points, label == goal if targeted else label != source, successful, notes, progress)
@@ -111,12 +111,8 @@ def _judged(
     return Sample(points, notes, {"success": round(count / max(1, len(success)), 3)})
 
 
-def fgsm(victim: Victim, space: Space, x: Tensor, labels: Tensor, *, epsilon: float, targeted: bool) -> Tensor:
+def fgsm(victim: Victim, space: Space, x: Tensor, labels: Tensor, *, epsilon: float, targeted: bool) -> tuple[Tensor]:
     """x moved by epsilon box widths in every feature towards the labels (n,), or away from them; on the grid."""
-    return spread(victim, partial(_step, victim, space, epsilon, targeted), x, labels)[0]
-
-
-def _step(victim: Victim, space: Space, epsilon: float, targeted: bool, x: Tensor, labels: Tensor) -> tuple[Tensor]:
     signs = _signs(victim, x, labels)[0]
     return (on_grid(space, space.clip(x.add(signs * space.width, alpha=-epsilon if targeted else epsilon))),)
 

@@ -16,8 +16,6 @@ from onnxaudit.craft.samplers.distortions import distorted
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
 
-Logits = Callable[[Tensor], Tensor]
-
 HIDDEN = 128
 PAIRED = 3
 """Positive and negative models in one step of MetaFinger."""
