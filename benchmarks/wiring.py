@@ -29,11 +29,11 @@ from onnxaudit.audit.checking import CheckOptions, check
 from onnxaudit.audit.progress import Silent
 from onnxaudit.audit.rewired import Rewired
 from onnxaudit.bundle import QueryBundle, load
-from onnxaudit.evidence.wiring import SCALINGS, Wiring
 from onnxaudit.registry import open_suspect, reduce_access
 from onnxaudit.report.model import Report
 from onnxaudit.report.text import table
 from onnxaudit.suspect import InputSpec, Suspect, Target
+from onnxaudit.wiring.conventions import SCALINGS, Wiring
 
 SIZE = 28
 """Height and width of what the zoo's models take; one grey channel in [0, 1]."""

@@ -29,12 +29,12 @@ from onnxaudit.audit.verifying.verifying import VerifyOptions, verify_file
 from onnxaudit.audit.wiring import control_rows, order_by_names, search_of, wire
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import ArtefactError, SuspectError, Unreachable, UsageError
-from onnxaudit.evidence.labelling import best_labelling
-from onnxaudit.evidence.wiring import FITS, SCALINGS, Wiring, wirings
-from onnxaudit.evidence.wiring_search import MOST, WiringSearch
 from onnxaudit.registry import open_suspect, reduce_access
 from onnxaudit.report.model import Report
 from onnxaudit.suspect import InputSpec, Queries, Suspect, SuspectCard, Target
+from onnxaudit.wiring.conventions import FITS, SCALINGS, Wiring, wirings
+from onnxaudit.wiring.labelling import best_labelling
+from onnxaudit.wiring.search import MOST, WiringSearch
 from onnxaudit_adapters.http.loopback import serve_onnx
 from onnxaudit_adapters.naming import named_in
 from tests.bundles import Recorded, save_linear

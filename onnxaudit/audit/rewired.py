@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
-from onnxaudit.evidence.wiring import Wiring
 from onnxaudit.suspect import InputSpec, Queries, Suspect, SuspectCard
+from onnxaudit.wiring.conventions import Wiring
 
 
 class Rewired(Suspect):

@@ -22,13 +22,13 @@ from onnxaudit.audit.rewired import Rewired, renamed
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.decode import canonical
 from onnxaudit.errors import ArtefactError, BudgetSpent, OtherClasses, Stopped, SuspectError, Unreachable
-from onnxaudit.evidence.labelling import best_labelling
-from onnxaudit.evidence.wiring import AS_IT_WAS, Wiring, wirings
-from onnxaudit.evidence.wiring_search import MOST, SHARE, Choice, Question, WiringSearch
 from onnxaudit.interview import Interview
 from onnxaudit.report.model import Report
 from onnxaudit.suspect import InputSpec, Suspect
 from onnxaudit.transcript import Probe, Transcript
+from onnxaudit.wiring.conventions import AS_IT_WAS, Wiring, wirings
+from onnxaudit.wiring.labelling import best_labelling
+from onnxaudit.wiring.search import MOST, SHARE, Choice, Question, WiringSearch
 
 _CHANGED = "the labels in another order"
 _CHANGED_OR_OLD = "It was changed, or another version of onnxaudit wrote it."

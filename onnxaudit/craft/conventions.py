@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnxaudit.craft.data import Data
 from onnxaudit.craft.victim import Victim
 from onnxaudit.errors import UsageError
-from onnxaudit.evidence.wiring import SCALINGS
 from onnxaudit.suspect import InputSpec
+from onnxaudit.wiring.conventions import SCALINGS
 
 PROBE = 1000
 """Labelled inputs on which conventions are compared."""

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
-from onnxaudit.evidence.labelling import Labelling, best_labelling, log_odds, log_odds_permuted
-from onnxaudit.evidence.wiring import RESIZING, Wiring
+from onnxaudit.wiring.conventions import RESIZING, Wiring
+from onnxaudit.wiring.labelling import Labelling, best_labelling, log_odds, log_odds_permuted
 
 MOST = 30
 """Queries that a search spends at most."""
