@@ -10,7 +10,8 @@ from email.utils import parsedate_to_datetime
 
 LONGEST_WAIT = 120.0  # seconds; a server may ask for more, an auditor should not sit there for hours
 _LONGEST_BACKOFF = 60.0
-_STEPS = 64  # replies that earn back what was given up twice over: so a limit is run into once in some thirty requests
+_STEPS = 64  # replies that earn back what was given up twice over
+_NEAR, _CAREFUL = 0.1, 32  # so near to where the limit was met, steps are so much smaller: it is met once in some 200 requests
 _LOWEST = 1 / 256  # of the rate begun with; waiting longer and longer between tries does the rest
 _MEASURED = 64  # replies by which the rate is measured where none was asked for
 
@@ -18,8 +19,10 @@ _MEASURED = 64  # replies by which the rate is measured where none was asked for
 class Pace:
     """A token bucket that holds no burst: a request waits until the one before is paid for, at ``rate`` queries a second.
 
-    Additive increase, multiplicative decrease: a 429 halves the rate, each reply earns a little of it back. rate None: no limit,
-    until a 429 sets half of what was measured. clock: seconds, never set back. sleep: takes seconds.
+    Additive increase, multiplicative decrease: a 429 halves the rate, each reply earns a little of it back, and less near the
+    rate that was too much (as Ha, Rhee and Xu 2008 do for TCP). rate None: no limit,
+    until a 429 sets half of what was measured, in the time that was not spent waiting because a server said so. clock: seconds,
+    never set back. sleep: takes seconds.
     """
 
     def __init__(self, rate: float | None, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
@@ -29,7 +32,7 @@ class Pace:
         self._sleep = sleep
         self._lock = threading.Lock()
         self._free = self._held = self._slowed = -math.inf
-        self._step = self._floor = 0.0
+        self._step = self._floor = self._idle = self._limit = 0.0
         self._replies: deque[tuple[float, int]] = deque(maxlen=_MEASURED)
 
     def wait(self, queries: int) -> float:
@@ -48,7 +51,15 @@ class Pace:
     def hold(self, seconds: float) -> None:
         """Nothing goes for so long: the server said so to one request, and means all."""
         with self._lock:
-            self._held = max(self._held, self._clock() + seconds)
+            now = self._clock()
+            held = max(self._held, now + seconds)
+            self._idle += held - max(self._held, now)
+            self._held = held
+
+    def idle(self, seconds: float) -> None:
+        """So long nothing goes that would have gone: it does not count when the rate is measured."""
+        with self._lock:
+            self._idle += seconds
 
     def slow_down(self, sent: float) -> None:
         """The server complained: half the rate from now on. sent: when the request went; complaints of one moment count once."""
@@ -59,21 +70,28 @@ class Pace:
             self._floor = self._floor or rate * _LOWEST
             self._slowed = self._clock()
             self._step = (self._ceiling or rate) / _STEPS
+            self._limit = rate
             self.rate = max(rate / 2, self._floor)
 
     def recover(self, queries: int) -> None:
         """A request of so many queries went through: creep back towards the rate that was asked for, or on to the next 429."""
         with self._lock:
-            self._replies.append((self._clock(), queries))
+            self._replies.append((self._busy(), queries))
             if self.rate is not None:
-                self.rate = min(self.rate + self._step, self._ceiling or math.inf)
+                near = abs(self.rate - self._limit) < _NEAR * self._limit
+                self.rate = min(self.rate + (self._step / _CAREFUL if near else self._step), self._ceiling or math.inf)
 
     def _measured(self) -> float | None:
         """Queries a second that went through lately; None where that cannot be told."""
         if len(self._replies) < 2:
             return None
-        seconds = self._clock() - self._replies[0][0]
+        seconds = self._busy() - self._replies[0][0]
         return sum(queries for _, queries in list(self._replies)[1:]) / seconds if seconds > 0 else None
+
+    def _busy(self) -> float:
+        """The time up to now in which requests could go."""
+        now = self._clock()
+        return now - self._idle + max(0.0, self._held - now)
 
 
 class Lanes:

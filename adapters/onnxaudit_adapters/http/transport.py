@@ -178,6 +178,7 @@ class Transport:
         if asked:
             self._pace.hold(asked)
         if asked is None or asked < longer:  # "0", or a date gone by, is no leave to try again at once
+            self._pace.idle(longer / self._options.concurrency)
             self._sleep(longer)
 
     def _may_retry(self, found: Reply | Fault) -> bool:
