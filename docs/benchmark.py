@@ -26,13 +26,13 @@ from onnxaudit.report.benchmark import (
     grid_head,
     grid_rows,
     left_out,
-    markdown_table,
     rows_of,
     setting,
     with_deviation,
 )
 from onnxaudit.report.beside import DASH, Ours, fuap, ipguard, qurd, sac
 from onnxaudit.report.plots import choice_in_words
+from onnxaudit.report.text import markdown_table
 
 HERE = Path(__file__).resolve().parent
 COMPOSITIONS = 20

@@ -31,8 +31,8 @@ from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.interview import interview
 from onnxaudit.registry import open_suspect
-from onnxaudit.report.benchmark import markdown_table
 from onnxaudit.report.model import Report
+from onnxaudit.report.text import markdown_table
 from onnxaudit.suspect import SuspectCard, Target
 from onnxaudit.zoo.manifest import ZooEntry, load_zoo
 from onnxaudit.zoo.saving import DIFFERENTIABLE

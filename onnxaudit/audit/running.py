@@ -10,13 +10,13 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 from onnxaudit import __version__
 from onnxaudit.answers import Access, parse_access
 from onnxaudit.audit.checking import CheckOptions, check
 from onnxaudit.audit.judging.comparing import compare
 from onnxaudit.audit.label_spaces import UNKNOWN
+from onnxaudit.audit.once import once
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.decode import canonical
@@ -87,14 +87,13 @@ def run_check(
         return failed(bundle, source, options, error, getattr(opened, "queries_sent", 0))
 
 
-_JUDGEABLE: WeakSet[QueryBundle] = WeakSet()
-
-
 def check_judgeable(bundle: QueryBundle) -> None:
     """Raise ArtefactError for a bundle of a version that this one cannot judge: it must not cost queries. Seen once each."""
-    if bundle not in _JUDGEABLE:
-        compare(bundle, [], bundle.answers["victim"])
-        _JUDGEABLE.add(bundle)
+    once(_compared, bundle)
+
+
+def _compared(bundle: QueryBundle) -> None:
+    compare(bundle, [], bundle.answers["victim"])
 
 
 def _refuse_another(evidence: Path, bundle: QueryBundle) -> None:

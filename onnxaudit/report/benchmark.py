@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onnxaudit.report.text import table
+from onnxaudit.report.text import markdown_table, table
 
 SCHEMA = "onnxaudit.bench/2"
 STANDARD = 100
@@ -206,13 +206,6 @@ def left_out(facts: Mapping[str, Any]) -> list[str]:
 
 
 # --------------------------------------------------------------------------------------------------------------------- Markdown
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; columns that hold numbers are set right."""
-    marks = ["---:" if rows and all(row[i][:1] in "-[0123456789" for row in rows) else "---" for i in range(len(head))]
-    lines = [head, marks, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def results_markdown(results: Results) -> str:

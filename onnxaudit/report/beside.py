@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from onnxaudit.evidence.metrics import aruc
-from onnxaudit.report.benchmark import ALL, COMBINED, markdown_table, rows_of, standard_budget, with_deviation
+from onnxaudit.report.benchmark import ALL, COMBINED, rows_of, standard_budget, with_deviation
+from onnxaudit.report.text import markdown_table
 
 DASH = "-"
 # What the papers call tasks, and ours: the standard zoo's names, then those of the zoo under fixtures/.

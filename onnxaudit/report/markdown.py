@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnxaudit.report.benchmark import markdown_table
 from onnxaudit.report.model import Report
-from onnxaudit.report.text import SCHEME_HEAD, facts, propositions, scheme_rows, sentence
+from onnxaudit.report.text import SCHEME_HEAD, facts, markdown_table, propositions, scheme_rows, sentence
 
 _MARKUP = re.compile(r"([\\`*\[\]<>#|])")
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from scipy.special import betaincinv
 
-from onnxaudit.report.benchmark import markdown_table
-from onnxaudit.report.text import table
+from onnxaudit.report.text import markdown_table, table
 
 SCHEMA = "onnxaudit.redteam/1"
 Results = Mapping[str, Any]

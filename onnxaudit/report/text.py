@@ -29,6 +29,13 @@ def _is_number(cell: str) -> bool:
     return cell in ("", "-") or cell.replace(".", "", 1).replace("-", "", 1).replace("%", "", 1).isdigit()
 
 
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; columns that hold numbers are set right."""
+    marks = ["---:" if rows and all(row[i][:1] in "-[0123456789" for row in rows) else "---" for i in range(len(head))]
+    lines = [head, marks, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def sentence(report: Report) -> str:
     """The finding in one sentence."""
     if report.status != "complete":
