@@ -192,10 +192,15 @@ def search_of(bundle: QueryBundle, now: InputSpec) -> WiringSearch:
 
 def order_by_names(said: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
     """For each of the suspect's labels the victim's class of that name; () where names do not say it, or it is the same."""
-    own, victims = ([name.strip().casefold() for name in names] for names in (said, known))
+    own, victims = ([_as_read(name) for name in names] for names in (said, known))
     if sorted(own) != sorted(victims) or len(set(own)) != len(own) or own == victims:
         return ()
     return tuple(victims.index(name) for name in own)
+
+
+def _as_read(name: str) -> str:
+    """A name as people compare it: the sandbox passes on no letters that cannot be seen, and no case or spaces make another."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in name).split()).casefold()
 
 
 def _in_own_names(choice: Choice, named: tuple[int, ...]) -> Choice:

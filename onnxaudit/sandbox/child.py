@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -34,9 +33,9 @@ def main() -> None:
 
 
 def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
-    from onnxaudit.errors import OnnxauditError
     from onnxaudit.registry import open_suspect
     from onnxaudit.sandbox.frames import read, write
+    from onnxaudit.sandbox.telling import tell_card, tell_error
     from onnxaudit.suspect import InputSpec, Suspect, Target
 
     suspect: Suspect | None = None
@@ -49,9 +48,7 @@ def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
             if "open" in head:
                 told = head["open"]
                 suspect = open_suspect(Target(**{**_tuples(told), "spec": InputSpec(**_tuples(told["spec"]))}))
-                card = suspect.card
-                about = {name: getattr(card, name) for name in ("kind", "num_classes", "sha256", "batch", "max_batch")}
-                write(replies, {"card": {**about, "input": dataclasses.asdict(card.input), "runtime": dict(card.runtime)}})
+                write(replies, {"card": tell_card(suspect.card)})
             elif suspect is None:
                 return
             elif "rewire" in head:
@@ -64,27 +61,12 @@ def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
                 answers = suspect.ask(arrays[0])
                 said = {"access": answers.access.word, "num_classes": answers.num_classes}
                 write(replies, said, [answers.classes] + ([] if answers.scores is None else [answers.scores]))
-        except OnnxauditError as error:
-            words = {"what": error.what[:2000], "hint": error.hint[:2000]}
-            write(replies, {"error": error.exit_code, **words, "memory": _lacks_memory(error)})
         except Exception as error:  # foreign code can raise anything
-            what = f"{type(error).__name__}: {error}"
-            write(replies, {"error": 4, "what": what[:2000], "hint": "", "memory": _lacks_memory(error)})
+            write(replies, tell_error(error))
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-def _lacks_memory(error: BaseException | None) -> bool:
-    """Whether an error comes of memory that could not be had; each runtime says it in its own words."""
-    words = ("bad_alloc", "failed to allocate", "can't allocate memory", "cannot allocate memory", "out of memory")
-    while error is not None:
-        text: Any = str(error).lower()
-        if isinstance(error, MemoryError) or any(word in text for word in words):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_HEAD = 1 << 18
+MAX_HEAD = 1 << 23
+"""Bytes: a card may have the names of a million classes, or of thousands of files."""
 MAX_ARRAYS = 2
 MAX_BYTES = 1 << 30
 """Of all arrays of a message together."""
@@ -26,7 +27,8 @@ def write(stream: IO[bytes], head: dict[str, Any], arrays: Sequence[NDArray[Any]
     """Send one message. Raises FrameError for arrays that could not be read back, OSError if the other side is gone."""
     arrays = [np.ascontiguousarray(array) for array in arrays]
     described = [[array.dtype.newbyteorder("<").str, list(array.shape)] for array in arrays]
-    text = json.dumps({**head, "arrays": described}, allow_nan=False).encode()
+    # names of files may be no text at all, and half characters are what Python makes of them
+    text = json.dumps({**head, "arrays": described}, allow_nan=False, ensure_ascii=False).encode("utf-8", "surrogatepass")
     known = all(dtype in DTYPES for dtype, _ in described)
     if not known or len(text) > MAX_HEAD or len(arrays) > MAX_ARRAYS or sum(array.nbytes for array in arrays) > MAX_BYTES:
         raise FrameError("it is too large, or holds what is no plain number")

@@ -23,8 +23,12 @@ from onnxaudit.sandbox.limits import Limits
 
 _WATCH = 0.05
 """Seconds between looks at a process that is being waited for."""
-_KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SYSTEMROOT", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "MALLOC_ARENA_MAX")
-_KEPT_PREFIXES = ("OMP_", "MKL_", "OPENBLAS_", "ORT_", "KMP_")
+_KEPT = (
+    *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SYSTEMROOT", "LD_LIBRARY_PATH", "MALLOC_ARENA_MAX"),
+    *("CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE"),
+)
+_KEPT_PREFIXES = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_", "ATEN_", "ORT_")
+"""What decides how a runtime computes: with other instructions or threads scores are a little different."""
 _LIMITS_HINT = "It may be hostile, or large: raise a limit with --sandbox-limits, as memory=16,cpu=3600,wall=600."
 
 

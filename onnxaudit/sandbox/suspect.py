@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +15,21 @@ from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.archives import sha256_of
-from onnxaudit.decode import decode
-from onnxaudit.errors import ArtefactError, OnnxauditError, SuspectError, UsageError
+from onnxaudit.errors import SuspectError, UsageError
 from onnxaudit.registry import kind_of
 from onnxaudit.sandbox.limits import Limits
 from onnxaudit.sandbox.process import Confined, packages
+from onnxaudit.sandbox.telling import MAX_CLASSES, raise_error, read_card
 from onnxaudit.suspect import InputSpec, Queries, Suspect, SuspectCard, Target
 
-MAX_CLASSES = 1_000_000
-MAX_BATCH = 1 << 16
+MAX_LABEL = (1 << 31) - 1
+"""Where nothing says how many classes there are, a label may be any: one that stands for a name is 31 bits of its digest."""
 _SYSTEM = (
     *("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives"),
     *("/proc", "/sys/devices", "/sys/bus/pci", "/sys/fs/cgroup", "/dev/urandom", "/dev/random", "/dev/zero"),
 )
 _ALONE = ("ort", "pt", "ts", "pt2", "tflite")
 """Kinds whose files need no other."""
-_ERRORS: Mapping[int, type[OnnxauditError]] = {2: UsageError, 3: ArtefactError, 4: SuspectError}
-
-
-@dataclass(frozen=True, slots=True)
-class _Card:
-    """A card as the confined process describes it."""
-
-    kind: str
-    input: InputSpec
-    num_classes: int | None
-    sha256: str | None
-    batch: int | None
-    max_batch: int | None
-    runtime: Mapping[str, str]
 
 
 def open_confined(target: Target, limits: Limits) -> ConfinedSuspect:
@@ -64,8 +49,8 @@ def open_confined(target: Target, limits: Limits) -> ConfinedSuspect:
     process = Confined(target.source, limits, readable(path), devices, here=path is None)
     try:
         head, _ = process.exchange({"open": _told(target)}, most=0)
-        _raise_error(head, target.source, limits)
-        card = _card(head.get("card"), target, digest)
+        raise_error(head, target.source, limits)
+        card = read_card(head.get("card"), target, digest)
     except BaseException:
         process.close()
         raise
@@ -89,12 +74,12 @@ class ConfinedSuspect(Suspect):
         return read_answers(head, arrays, len(queries), self.card.source)
 
     def inside(self, kind: str, queries: Queries, **parameters: Any) -> NDArray[np.floating[Any]] | None:
-        """As the suspect shows it; see ``Suspect.inside``."""
+        """As the suspect shows it; see ``Suspect.inside``. What is not finite is for the caller to drop, as without a sandbox."""
         head, arrays = self._exchange({"inside": kind, "parameters": parameters}, queries)
         if head.get("seen") is False:
             return None
         sound = len(arrays) == 1 and arrays[0].dtype.kind == "f" and arrays[0].ndim >= 2 and len(arrays[0]) == len(queries)
-        if not sound or not np.isfinite(arrays[0]).all():
+        if not sound:
             raise SuspectError(f"{self.card.source} showed its {kind} in a form that cannot be")
         return arrays[0]
 
@@ -102,7 +87,7 @@ class ConfinedSuspect(Suspect):
         if self._process is None:
             raise SuspectError(f"{self.card.source} is closed")
         head, arrays = self._process.exchange(head, [queries], most)
-        _raise_error(head, self.card.source, self._limits)
+        raise_error(head, self.card.source, self._limits)
         return head, arrays
 
     def rewire(self, spec: InputSpec) -> None:
@@ -110,7 +95,7 @@ class ConfinedSuspect(Suspect):
         if self._process is None:
             raise SuspectError(f"{self.card.source} is closed")
         head, _ = self._process.exchange({"rewire": asdict(spec)}, most=0)
-        _raise_error(head, self.card.source, self._limits)
+        raise_error(head, self.card.source, self._limits)
         self.card = replace(self.card, input=spec)
 
     def close(self) -> None:
@@ -126,7 +111,7 @@ def read_answers(head: Mapping[str, Any], arrays: Sequence[NDArray[Any]], n: int
     scores = arrays[1] if len(arrays) > 1 else None
     word, count = head.get("access"), head.get("num_classes")
     access = {level.word: level for level in Access}.get(word) if isinstance(word, str) else None
-    limit = MAX_CLASSES if count is None else count
+    limit, top = (MAX_CLASSES, MAX_LABEL) if count is None else (count, count - 1 if type(count) is int else -1)
     sound = (
         access is not None
         and type(limit) is int
@@ -143,7 +128,7 @@ def read_answers(head: Mapping[str, Any], arrays: Sequence[NDArray[Any]], n: int
         raise SuspectError(f"{source} gave answers that contradict themselves", "Nothing was found out.")
     distinct = bool((np.diff(np.sort(classes, axis=1), axis=1) > 0).all())
     ranked = scores is None or bool(np.isfinite(scores).all() and (scores[:, 1:] <= scores[:, :-1]).all())
-    if not ranked or not distinct or int(classes.min()) < 0 or int(classes.max()) >= limit:
+    if not ranked or not distinct or int(classes.min()) < 0 or int(classes.max()) > top:
         raise SuspectError(f"{source} gave answers that no model gives", "They are not ranked, not finite, or name no class.")
     return Answers(classes, scores, access, count)
 
@@ -190,40 +175,3 @@ def _told(target: Target) -> dict[str, Any]:
 
 _SAID = ("source", "num_classes", "device", "shape", "layout", "dtype", "scale", "mean", "std", "channels")
 _SERVERS = ("ca_bundle", "client_cert", "timeout", "rate", "budget", "dialect")
-
-
-def _raise_error(head: Mapping[str, Any], source: str, limits: Limits) -> None:
-    """Raise the error that a message tells of, if it does; its text is somebody else's."""
-    if "error" not in head:
-        return
-    if head.get("memory") is True:
-        raise SuspectError(f"the runtime of {source} needs more than {limits.memory} GiB of memory", "See --sandbox-limits.")
-    what, hint = (_clean(head.get(name), 400) for name in ("what", "hint"))
-    raise _ERRORS.get(head["error"] if type(head["error"]) is int else 4, SuspectError)(what or f"{source} failed", hint)
-
-
-def _card(value: object, target: Target, digest: str | None) -> SuspectCard:
-    """The suspect's card. Raises SuspectError where it says what cannot be, or is of another file."""
-    try:
-        card = decode(_Card, value, "its card")
-    except ArtefactError as error:
-        raise SuspectError(f"the runtime of {target.source} sent nonsense from the sandbox: {error.what[:120]}") from None
-    sizes = [size for size in (card.batch, card.max_batch) if size is not None]
-    sound = (
-        card.input.problem() is None
-        and math.prod(card.input.shape) <= 1 << 28
-        and all(0 < size <= MAX_BATCH for size in sizes)
-        and card.num_classes in (None, target.num_classes)
-        and len(card.runtime) <= 64
-    )
-    if not sound or (card.sha256 is not None and card.sha256 != digest):
-        raise SuspectError(f"the runtime of {target.source} describes another model than the file", "Nothing was found out.")
-    runtime = {_clean(name, 200): _clean(text, 200) for name, text in card.runtime.items()}
-    return SuspectCard(
-        target.source, _clean(card.kind, 40), card.input, card.num_classes, card.sha256, card.batch, card.max_batch, runtime
-    )
-
-
-def _clean(text: object, most: int) -> str:
-    """Printable text of bounded length, on one line."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(text)[:most])
