@@ -195,9 +195,6 @@ def test_rule_6_a_429_halves_the_rate_and_each_reply_earns_some_of_it_back() -> 
     assert pace.rate == 33
     for _ in range(100):
         pace.recover(64)
-    assert 57.6 < pace.rate < 64  # carefully, where it was too much before
-    for _ in range(200):
-        pace.recover(64)
     assert pace.rate == 64  # never more than was asked for
     for _ in range(100):
         now.now += 1
@@ -218,7 +215,10 @@ def test_rule_6_without_a_rate_a_429_sets_half_of_what_went_through() -> None:
     pace.recover(10)
     assert pace.rate is not None
     assert pace.rate > 10.0
-    for _ in range(600):
+    for _ in range(100):
+        pace.recover(10)
+    assert 18.0 < (pace.rate or 0) < 20.0  # carefully where it was too much before
+    for _ in range(500):
         pace.recover(10)
     assert (pace.rate or 0) > 30.0  # on to the next 429: nobody said what the limit is
 

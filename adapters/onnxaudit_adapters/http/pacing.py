@@ -19,10 +19,10 @@ _MEASURED = 64  # replies by which the rate is measured where none was asked for
 class Pace:
     """A token bucket that holds no burst: a request waits until the one before is paid for, at ``rate`` queries a second.
 
-    Additive increase, multiplicative decrease: a 429 halves the rate, each reply earns a little of it back, and less near the
-    rate that was too much (as Ha, Rhee and Xu 2008 do for TCP). rate None: no limit,
-    until a 429 sets half of what was measured, in the time that was not spent waiting because a server said so. clock: seconds,
-    never set back. sleep: takes seconds.
+    Additive increase, multiplicative decrease: a 429 halves the rate, each reply earns a little of it back. rate None: no limit,
+    until a 429 sets half of what was measured, in the time that was not spent waiting because a server said so; then less is
+    earned back near the rate that was too much (as Ha, Rhee and Xu 2008 do for TCP). clock: seconds, never set back. sleep:
+    takes seconds.
     """
 
     def __init__(self, rate: float | None, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
@@ -78,7 +78,7 @@ class Pace:
         with self._lock:
             self._replies.append((self._busy(), queries))
             if self.rate is not None:
-                near = abs(self.rate - self._limit) < _NEAR * self._limit
+                near = self._ceiling is None and abs(self.rate - self._limit) < _NEAR * self._limit
                 self.rate = min(self.rate + (self._step / _CAREFUL if near else self._step), self._ceiling or math.inf)
 
     def _measured(self) -> float | None:
