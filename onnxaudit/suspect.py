@@ -277,3 +277,48 @@ class Suspect(ABC):
     @final
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class Wrapped(Suspect):
+    """Another suspect, asked or answering otherwise: what a wrapper does not change is the wrapped one's; closing it closes that.
+
+    It shows nothing of the inside: that would be more than it passes on, or of other inputs than it was given.
+    """
+
+    def __init__(self, suspect: Suspect) -> None:
+        self._suspect = suspect
+
+    @property
+    def card(self) -> SuspectCard:  # type: ignore[override]  # an HTTP suspect's largest batch shrinks as it is asked
+        """The wrapped suspect's card, as it is now."""
+        return self._suspect.card
+
+    @property
+    def queries_sent(self) -> int:
+        """The wrapped suspect's own count. AttributeError, and so absent, where it keeps none."""
+        count: int = self._suspect.queries_sent  # type: ignore[attr-defined]
+        return count
+
+    def rewire(self, spec: InputSpec) -> None:
+        """Have the wrapped suspect encode queries so."""
+        self._suspect.rewire(spec)
+
+    def close(self) -> None:
+        """Close the wrapped suspect."""
+        self._suspect.close()
+
+    def stop(self) -> None:
+        """Stop the wrapped suspect."""
+        self._suspect.stop()
+
+    def spent(self, queries: int) -> None:
+        """As of the wrapped suspect."""
+        self._suspect.spent(queries)
+
+    def tell_lost(self, note: Callable[[int], None]) -> None:
+        """As of the wrapped suspect."""
+        self._suspect.tell_lost(note)
+
+    def lose(self, queries: int) -> None:
+        """As of the wrapped suspect."""
+        self._suspect.lose(queries)

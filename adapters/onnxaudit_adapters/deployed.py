@@ -16,7 +16,7 @@ import numpy as np
 from onnxaudit.answers import Access, Answers
 from onnxaudit.errors import UsageError
 from onnxaudit.schemes.compositions import check_known, keywords, parsed
-from onnxaudit.suspect import InputSpec, Queries, Suspect, SuspectCard
+from onnxaudit.suspect import Queries, Suspect, SuspectCard, Wrapped
 from onnxaudit_adapters import pixels, scores
 
 _ANY_BATCH = 256
@@ -115,14 +115,14 @@ def deployed_as(suspect: Suspect, texts: Sequence[str]) -> Suspect:
     return Deployed(suspect, found) if found else suspect
 
 
-class Deployed(Suspect):
+class Deployed(Wrapped):
     """Another suspect whose inputs and answers are modified: inputs in the order of the steps, then answers in theirs.
 
     It shows nothing of its inside. A query is always answered alike, also where a step draws numbers.
     """
 
     def __init__(self, suspect: Suspect, steps: Sequence[Step]) -> None:
-        self._suspect = suspect
+        super().__init__(suspect)
         self._inputs = [step for step in steps if step.kind.needs is None]
         self._outputs = [step for step in steps if step.kind.needs is not None]
         self._words = ", ".join(step.text for step in steps)
@@ -144,8 +144,7 @@ class Deployed(Suspect):
     @property
     def queries_sent(self) -> int:
         """The suspect's own count; the server's copies are no queries. AttributeError, and so absent, where it keeps none."""
-        count: int = self._suspect.queries_sent  # type: ignore[attr-defined]
-        return -(-count // self._copies)
+        return -(-super().queries_sent // self._copies)
 
     def _ask(self, queries: Queries) -> Answers:
         """The modified answers to one batch. Raises UsageError for inputs or answers that a step cannot work on."""
@@ -169,10 +168,14 @@ class Deployed(Suspect):
         changed: Answers = step.kind.function(answers, queries, **step.given)
         return changed
 
-    def rewire(self, spec: InputSpec) -> None:
-        """Have the wrapped suspect encode queries so."""
-        self._suspect.rewire(spec)
+    def spent(self, queries: int) -> None:
+        """So many queries, as many times as there are copies of each."""
+        super().spent(queries * self._copies)
 
-    def close(self) -> None:
-        """Close the wrapped suspect."""
-        self._suspect.close()
+    def tell_lost(self, note: Callable[[int], None]) -> None:
+        """As of the wrapped suspect; a query of which a copy was lost is lost."""
+        super().tell_lost(lambda lost: note(-(-lost // self._copies)))
+
+    def lose(self, queries: int) -> None:
+        """So many queries, as many times as there are copies of each."""
+        super().lose(queries * self._copies)

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
-from onnxaudit.suspect import InputSpec, Queries, Suspect, SuspectCard
+from onnxaudit.suspect import Queries, Suspect, Wrapped
 from onnxaudit.wiring.conventions import Wiring
 
 
-class Rewired(Suspect):
-    """Another suspect under a wiring that it has been given already, of what it is to be asked; closes what it wraps.
+class Rewired(Wrapped):
+    """Another suspect under a wiring that it has been given already, of what it is to be asked.
 
     labels[j]: the victim's class that its label j means; () for the same order. sent: queries that it was sent before. What it
     has learnt by heart it answers once without asking: these queries were paid for.
     """
 
     def __init__(self, suspect: Suspect, wiring: Wiring, labels: tuple[int, ...], sent: int = 0) -> None:
-        self._suspect, self._wiring, self._labels, self._sent = suspect, wiring, labels, sent
+        super().__init__(suspect)
+        self._wiring, self._labels, self._sent = wiring, labels, sent
         self._known: dict[bytes, Answers] = {}
         self._lock = threading.Lock()
-
-    @property
-    def card(self) -> SuspectCard:  # type: ignore[override]  # an HTTP suspect's largest batch shrinks as it is asked
-        """The wrapped suspect's card, as it is now."""
-        return self._suspect.card
 
     @property
     def queries_sent(self) -> int:
@@ -48,10 +43,6 @@ class Rewired(Suspect):
         """Keep what the wrapped suspect answered to one query under this wiring, to be given once; False if it is known."""
         key = query.tobytes()
         return key not in self._known and self._known.setdefault(key, answer) is answer
-
-    def rewire(self, spec: InputSpec) -> None:
-        """Have the wrapped suspect encode queries so."""
-        self._suspect.rewire(spec)
 
     def _ask(self, queries: Queries) -> Answers:
         known = {place: said for place, query in enumerate(queries) if (said := self._known.get(query.tobytes())) is not None}
@@ -71,26 +62,6 @@ class Rewired(Suspect):
         if self._labels or self._wiring.fit:
             return None
         return self._suspect.inside(kind, queries, **parameters)
-
-    def stop(self) -> None:
-        """Stop the wrapped suspect."""
-        self._suspect.stop()
-
-    def spent(self, queries: int) -> None:
-        """As of the wrapped suspect."""
-        self._suspect.spent(queries)
-
-    def tell_lost(self, note: Callable[[int], None]) -> None:
-        """As of the wrapped suspect."""
-        self._suspect.tell_lost(note)
-
-    def lose(self, queries: int) -> None:
-        """As of the wrapped suspect."""
-        self._suspect.lose(queries)
-
-    def close(self) -> None:
-        """Close the wrapped suspect."""
-        self._suspect.close()
 
 
 def renamed(answers: Answers, labels: tuple[int, ...]) -> Answers:
