@@ -66,13 +66,12 @@ class Early:
                 self.path.unlink()
 
 
-def refuse_leftover(path: Path, *, resume: bool) -> None:
-    """Raise UsageError where early answers lie beside a transcript that is not gone on with: they may be another suspect's."""
+def refuse_leftover(path: Path) -> None:
+    """Raise UsageError where early answers lie beside no transcript: they may be another suspect's."""
     early = path.with_name(path.name + ".early")
-    begun = resume and path.exists() and path.stat().st_size
-    if not begun and early.exists() and early.stat().st_size:
+    if early.exists() and early.stat().st_size and not (path.exists() and path.stat().st_size):
         raise UsageError(
-            f"{early} holds answers of an earlier run, whose transcript is not gone on with",
+            f"{early} holds answers of an earlier run, whose transcript is gone",
             "Remove it, or put the transcript back and pass --resume.",
         )
 

@@ -23,7 +23,7 @@ from onnxaudit.decode import canonical
 from onnxaudit.errors import UsageError
 from onnxaudit.record import Batch, Probe, Record, Run, check_kept, to_entry
 
-__all__ = ["SCHEMA", "Batch", "Probe", "Record", "Run", "Transcript", "check_kept", "write_whole"]
+__all__ = ["SCHEMA", "Batch", "Probe", "Record", "Run", "Transcript", "check_kept", "discard", "write_whole"]
 
 SCHEMA = "onnxaudit.transcript/1"
 
@@ -37,12 +37,10 @@ class Transcript:
     def __init__(self, path: Path, header: dict[str, Any], *, resume: bool) -> None:
         self.path = path
         self._record = Record()
-        if not resume and path.exists() and path.stat().st_size:
-            raise UsageError(f"{path} exists already", "Go on with it by --resume, or give --evidence another name.")
         self._turn = threading.Lock()  # queries come to nothing in threads of their own
-        descriptor = _opened(path, (canonical({**header, "previous": ""}) + "\n").encode())
+        descriptor = _opened(path, (canonical({**header, "previous": ""}) + "\n").encode(), resume=resume)
         try:
-            lines = list(self._read(header))
+            lines = list(self._read(header, _whole(descriptor)))
             if not lines:
                 raise UsageError(f"{path} is not a transcript", "Give --evidence another name.")
             os.ftruncate(descriptor, sum(map(len, lines)))
@@ -57,8 +55,8 @@ class Transcript:
         self.repeats = [batch for run in self._record.runs for batch in run.again]
         self.header_sha256 = hashlib.sha256(lines[0]).hexdigest()
 
-    def _read(self, header: dict[str, Any]) -> Iterator[bytes]:
-        *lines, _ = self.path.read_bytes().split(b"\n")  # what follows the last newline was cut off, and is asked again
+    def _read(self, header: dict[str, Any], data: bytes) -> Iterator[bytes]:
+        *lines, _ = data.split(b"\n")  # what follows the last newline was cut off, and is asked again
         for number, text in enumerate(lines):
             self._record.add(text + b"\n", f"{self.path.name} line {number + 1}")
             if number == 0 and _said(self._record.header) != _said(json.loads(canonical(header))):
@@ -167,34 +165,120 @@ def write_whole(descriptor: int, line: bytes, *, sync: bool = True) -> None:
         raise
 
 
-def _opened(path: Path, first: bytes) -> int:
-    """A descriptor of a transcript that is this process's alone, made with its first line where there was none."""
+def _whole(descriptor: int) -> bytes:
+    """All that an open file holds."""
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+def discard(path: Path) -> None:
+    """Remove a transcript that holds no answer. Raises UsageError where another process has begun to write it by now."""
     try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is no file that a transcript could be kept in", "Choose another place with --evidence.")
-        if not path.exists() or not path.stat().st_size:
-            _make(path, first)
         descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return
+    try:
+        if not locked(descriptor):
+            raise _busy(path)
+        if _is(path, descriptor):
+            path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _opened(path: Path, first: bytes, *, resume: bool) -> int:
+    """A descriptor of a transcript that is this process's alone, made with its first line where there was none.
+
+    Raises UsageError for one that is there already, unless it is to be gone on with, or that another process writes.
+    """
+    place = Path(os.path.realpath(path))
+    try:
+        for _ in range(_TRIES):
+            if place.exists() and not place.is_file():
+                raise UsageError(f"{path} is no file that a transcript could be kept in", "Choose another place with --evidence.")
+            descriptor = _taken(path, place, first, resume=resume) if place.exists() else _made(place, first)
+            if descriptor is not None:
+                return descriptor
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another place with --evidence.") from None
-    if not locked(descriptor):
+    raise _busy(path)
+
+
+_TRIES = 100
+"""How often another process may make or remove the file just when this one looks."""
+
+
+def _busy(path: Path) -> UsageError:
+    return UsageError(f"{path} is being written by another process", "Wait for it, or give --evidence another name.")
+
+
+def _made(place: Path, first: bytes) -> int | None:
+    """Make a transcript in one step, with its first line and locked; None where it has come to be there. Raises OSError."""
+    new, descriptor = _prepared(place, first)
+    try:
+        os.link(new, place)  # not os.replace: that would take the name from a file that another process has just made
+    except FileExistsError:
         os.close(descriptor)
-        raise UsageError(f"{path} is being written by another process", "Wait for it, or give --evidence another name.")
+        return None
+    except (OSError, AttributeError):  # no links here: then an empty file, which one process alone can make, and fill once locked
+        os.close(descriptor)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        return None
+    finally:
+        new.unlink(missing_ok=True)
     return descriptor
 
 
-def _make(path: Path, first: bytes) -> None:
-    """Make a transcript with its first line in one step, so that there is never one with half of it. Raises OSError."""
-    new = path.with_name(path.name + ".new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+def _taken(path: Path, place: Path, first: bytes, *, resume: bool) -> int | None:
+    """Open and lock what is there, begun if it was empty; None where it has gone, or another has its name. Raises OSError."""
+    try:
+        descriptor = os.open(place, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        if os.fstat(descriptor).st_size and not resume:
+            raise UsageError(f"{path} exists already", "Go on with it by --resume, or give --evidence another name.")
+        if not locked(descriptor):
+            raise _busy(path)
+        if not _is(place, descriptor):
+            os.close(descriptor)
+            return None
+        if os.fstat(descriptor).st_size:
+            return descriptor
+        new, begun = _prepared(place, first)
+        os.replace(new, place)  # noqa: PTH105 - the atomic one; whoever opened the empty file sees that it has no name any more
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return begun
+
+
+def _is(place: Path, descriptor: int) -> bool:
+    """Whether an open file has this name still: a lock on another is none."""
+    try:
+        there = place.stat()
+    except FileNotFoundError:
+        return False
+    own = os.fstat(descriptor)
+    return (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _prepared(place: Path, first: bytes) -> tuple[Path, int]:
+    """A file of this thread's own beside the place, with the first line in it, on disk, and locked. Raises OSError."""
+    new = place.with_name(f"{place.name}.{os.getpid()}-{threading.get_native_id()}.new")
+    new.unlink(missing_ok=True)  # never emptied: one left by a process that was killed may be a link to its transcript
+    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         write_whole(descriptor, first)
-    except OSError:
+        locked(descriptor)
+    except BaseException:
+        os.close(descriptor)
         new.unlink(missing_ok=True)
         raise
-    finally:
-        os.close(descriptor)
-    os.replace(new, path)  # noqa: PTH105 - the atomic one
+    return new, descriptor
 
 
 def _said(header: Mapping[str, Any]) -> dict[str, Any]:

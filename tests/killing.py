@@ -21,7 +21,7 @@ from onnxaudit.audit.progress import Silent
 from onnxaudit.audit.running import check_judgeable, run_check
 from onnxaudit.bundle import QueryBundle, load
 
-CHANGES = ("write", "fsync", "replace", "ftruncate", "unlink")
+CHANGES = ("write", "fsync", "link", "replace", "ftruncate", "unlink")
 
 
 def die() -> NoReturn:

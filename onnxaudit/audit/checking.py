@@ -166,7 +166,7 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
     order, before = _order(bundle, plan, options), suspect.card.input
     transcript = None
     if options.evidence:
-        refuse_leftover(options.evidence, resume=options.resume)
+        refuse_leftover(options.evidence)
         transcript = Transcript(options.evidence, _header(bundle, suspect.card, options), resume=options.resume)
     reserve, whole = (repeat := _repeats(options, len(order))), options.budget
     try:

@@ -27,6 +27,7 @@ from onnxaudit.registry import reduce_access
 from onnxaudit.report.model import INCONCLUSIVE, Controls, Report
 from onnxaudit.sandbox.opening import opened_suspect
 from onnxaudit.suspect import Suspect, Target
+from onnxaudit.transcript import discard
 
 CREDENTIALS = re.compile("auth|cookie|key|token|secret|signature|date", re.IGNORECASE)
 """Headers that say who asks, not whom."""
@@ -76,7 +77,7 @@ def run_check(
                 raise
             progress.note(f"{error.what}: it is compared without labels, as with --label-space {UNKNOWN}")
             if options.evidence:
-                options.evidence.unlink(missing_ok=True)  # it holds no answer: OtherClasses comes with the first
+                discard(options.evidence)  # it holds no answer: OtherClasses comes with the first
         options = dataclasses.replace(options, label_space=UNKNOWN)
         with opened_suspect(dataclasses.replace(target, num_classes=None), limits) as opened:
             return check(bundle, _reduced(opened, level), options, progress, time.perf_counter() - started)
