@@ -161,3 +161,12 @@ def test_a_ranking_of_the_bundles_own_names_is_understood(here: Path) -> None:
     with served(Script(lambda *_: as_json(ranking), {})) as url:
         done = run("--url", f"{url}/predict", "--dry-run")
     assert "probs: 4 (ü) 0.5, 3 (d) 0.25" in done.stdout
+
+
+def test_an_unknown_access_is_refused_before_anything_is_asked(here: Path, server: tuple[str, Script]) -> None:
+    url, script = server
+    done = run("--url", url, "--access", "nonsense", "--dry-run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--access 'nonsense' is not known" in done.stderr
+    assert not script.posts
+    assert not script.gets

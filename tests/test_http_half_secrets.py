@@ -12,10 +12,13 @@ import pytest
 from onnxaudit.errors import OnnxauditError, UsageError
 from onnxaudit.suspect import InputSpec, Target
 from onnxaudit_adapters.http import open_http
-from tests.http_script import METADATA, PATH, QUERIES, Script, as_json, opened, scores, served
+from onnxaudit_adapters.http.redaction import Redaction
+from tests.http_script import METADATA, PATH, QUERIES, Answer, Script, as_json, fail, opened, scores, served
 
 TOKEN = "Qz7vKp2mXw9rTb4s"
 HEADERS = {"Authorization": TOKEN}
+KEY = "sk-live-" + "0123456789abcdef" * 3
+LONG = "eyJ" + "Qk3" * 260
 
 
 def plain(document: object) -> Script:
@@ -127,3 +130,35 @@ def test_a_usage_error_of_detection_names_what_the_server_said() -> None:
     script = metadata(inputs=[{"name": "first"}, {"name": "second"}])
     with served(script) as url, pytest.raises(UsageError, match="several inputs: first, second"):
         opened(url + PATH, headers=HEADERS).__enter__()
+
+
+@pytest.mark.parametrize("spaces", [0, 100, 250, 400, 1000])
+@pytest.mark.parametrize("secret", [KEY, LONG])
+def test_no_secret_is_cut_in_half_because_cleaning_made_room_for_it(secret: str, spaces: int) -> None:
+    redaction = Redaction({"Authorization": f"Bearer {secret}"}, ())
+    for pad in range(0, 400, 7):
+        echo = {"error": {"request": {"X-A": "b" * pad, "Authorization": f"Bearer {secret}", "again": f"Bearer {secret}"}}}
+        body = b" " * spaces + json.dumps(echo, indent=8).encode()
+        assert secret[:6] not in redaction.quote(body)
+
+
+def test_no_secret_is_cut_in_half_where_the_reply_is_cut() -> None:
+    redaction = Redaction({"Authorization": KEY}, ())
+    for kept in (1, 8, 20, len(KEY) - 1):
+        said = b"no" + b" " * (2**16 - 2 - kept) + KEY.encode()
+        for body in (said, said[: 2**16]):  # of an error the transport keeps so much
+            assert redaction.quote(body) == "'no'"
+    cut = redaction.quote(b"no" + b" " * (2**16 - 3) + "é".encode())
+    assert cut.startswith("'no")
+
+
+def test_an_echo_in_an_error_or_in_what_a_dry_run_shows_has_no_half_secret() -> None:
+    def echo(number: int, body: bytes) -> Answer:
+        said = f"bad token '{LONG}' in header Authorization: '{LONG}'"
+        status, headers, rows = scores(body)
+        return (status, headers, said.encode()) if number > 1 else (status, headers, rows[:-1] + f', "x": "{said}"}}'.encode())
+
+    assert LONG[:6] not in str(fail(Script(echo), headers={"X-Key": LONG}, batch=10))
+    with served(Script(echo)) as url, opened(url + PATH, headers={"X-Key": LONG}, batch=1) as suspect:
+        suspect.ask(QUERIES[:1])
+        assert LONG[:6] not in str(suspect.exchange())

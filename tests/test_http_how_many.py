@@ -14,7 +14,9 @@ from onnxaudit.asking import ask_at_once
 from onnxaudit.errors import OnnxauditError
 from onnxaudit.suspect import Target
 from onnxaudit_adapters.http import open_http
+from onnxaudit_adapters.http.dialects import OneAnswerError
 from onnxaudit_adapters.http.names import ClassNames
+from onnxaudit_adapters.http.reading import Reader
 from tests.http_script import EXPECTED, QUERIES, SPEC, Answer, Script, Time, as_json, opened, served
 
 NAMES = ("cat", "dog", "fish", "owl")
@@ -158,3 +160,46 @@ def test_of_several_lanes_one_finds_it_out() -> None:
     assert sorted(len(json.loads(body)["input"]) for body in script.posts) == [1] * 20 + [2]
     assert np.concatenate([rows for rows, _ in kept]).tolist() == list(range(20))
     np.testing.assert_array_equal(np.concatenate([a.dense() for _, a in kept]), EXPECTED)
+
+
+def ranking(*pairs: tuple[str, float]) -> object:
+    return listed(list(pairs))
+
+
+TWO, THREE = ("cat", "dog"), ("cat", "dog", "fish")
+
+
+@pytest.mark.parametrize(
+    ("names", "document"),
+    [
+        (TWO, ranking(("cat", 0.9), ("dog", 0.1))),
+        (TWO, ranking(("dog", 0.505), ("cat", 0.495))),
+        (TWO, ranking(("1", 0.9), ("0", 0.1))),
+        (TWO, {"predictions": {"labels": ["cat", "dog"], "scores": [0.9, 0.1]}}),
+        (TWO, {"labels": ["cat", "dog"], "scores": [0.9, 0.1]}),
+        (THREE, ranking(("fish", 0.5), ("cat", 0.3), ("dog", 0.2))),
+    ],
+)
+@pytest.mark.parametrize("counted", [True, False])
+def test_one_ranking_of_all_classes_is_no_label_of_each_of_as_many_queries(
+    names: tuple[str, ...], document: object, counted: bool
+) -> None:
+    reader = Reader(None, len(names) if counted else None, ClassNames(names))
+    with pytest.raises(OneAnswerError):
+        reader.answers(document, len(names))
+    assert reader.answers(document, 1).classes.shape == (1, len(names))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        ranking(("cat", 0.9), ("dog", 0.8)),
+        ranking(("cat", 0.51), ("dog", 0.51)),  # the best of two classes has half or more: these are two best ones
+        ranking(("cat", 0.6), ("cat", 0.4)),
+        {"labels": ["cat", "dog"], "scores": [0.9, 0.8]},
+    ],
+)
+def test_the_best_label_of_each_query_is_still_one(document: object) -> None:
+    answers = Reader(None, 2, ClassNames(TWO)).answers(document, 2)
+    assert len(answers) == 2
+    assert answers.labels[0] == 0

@@ -6,11 +6,13 @@ import json
 import shutil
 import ssl
 import subprocess
+import time as real_time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from onnxaudit.asking import ask_at_once
 from onnxaudit.errors import SuspectError, Unreachable
 from onnxaudit.registry import open_suspect
 from onnxaudit.suspect import Target
@@ -20,6 +22,7 @@ from tests.http_script import (
     PATH,
     QUERIES,
     SPEC,
+    Answer,
     Script,
     Time,
     as_json,
@@ -126,6 +129,15 @@ def test_429_without_a_word_backs_off_and_halves_the_rate() -> None:
     assert time.slept == pytest.approx([0.1, 0.1, 1.0, 0.5, 0.5, 1.0, 1.0])
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("said", ["0", "Thu, 01 Jan 1970 00:00:01 GMT", "1"])
+def test_retry_after_makes_no_wait_shorter(status: int, said: str) -> None:
+    time = Time()
+    with served(sometimes(*[status] * 4, Retry_After=said)) as url, opened(url + PATH, time, batch=10) as suspect:
+        suspect.ask(QUERIES)
+    assert time.now >= sum(max(float(said == "1"), wait) for wait in (0.5, 1.0, 2.0, 4.0))
+
+
 def test_a_server_that_only_ever_says_429_is_given_up() -> None:
     time = Time()
     script = Script(lambda number, body: scores(body) if number == 1 else (429, {"Retry-After": "1"}, b""))
@@ -154,6 +166,35 @@ def test_503_is_tried_four_times_more_honouring_retry_after() -> None:
     ):
         suspect.ask(QUERIES)
     assert time.slept == [3.0, 3.0, 3.0, 4.0]  # the fourth backoff is longer than what was asked for
+
+
+def test_of_several_lanes_the_error_that_stopped_the_others_is_shown() -> None:
+    """The first rows wait to be asked again when the last are refused: that they are not asked any more explains nothing."""
+
+    def answer(number: int, body: bytes) -> Answer:
+        if number == 1:
+            return scores(body)
+        if json.loads(body)["inputs"][0]["data"][0] == 1:
+            real_time.sleep(0.3)
+            return 401, {}, b"key expired"
+        return 503, {}, b"busy"
+
+    queries = np.zeros((8, 3), np.float32)
+    queries[6:] = 1
+    with (
+        served(Script(answer)) as url,
+        opened(url + PATH, Waiting(), batch=2, concurrency=4) as suspect,
+        pytest.raises(SuspectError, match="401 Unauthorized"),
+    ):
+        ask_at_once(suspect, queries, np.arange(8), 4, lambda *_: None, None, proven=False)
+
+
+class Waiting(Time):
+    """A clock that moves by itself too, so that a lane sleeps while another fails."""
+
+    def sleep(self, seconds: float) -> None:
+        real_time.sleep(min(seconds, 0.3))
+        super().sleep(seconds)
 
 
 @pytest.mark.parametrize("status", [400, 404, 422, 501])
