@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -108,6 +110,15 @@ def served(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def self_signed(folder: Path, name: str) -> tuple[Path, Path]:
+    """Key and certificate of a server on loopback, or of a client. Needs openssl."""
+    key, certificate = folder / f"{name}.key", folder / f"{name}.pem"
+    line = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate)]
+    names = ["-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*line, *names], check=True, capture_output=True)
+    return key, certificate
 
 
 class Time:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import ssl
-import subprocess
 import time as real_time
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from tests.http_script import (
     fail,
     opened,
     scores,
+    self_signed,
     served,
     sometimes,
 )
@@ -218,11 +218,6 @@ def test_another_number_of_rows_is_an_error(rows: int) -> None:
     assert f"{rows} answers to 16 queries" in str(error)
 
 
-def test_nan_is_an_error() -> None:
-    error = fail(Script(lambda *_: (200, {}, b'{"outputs":[{"name":"y","datatype":"FP32","shape":[1,2],"data":[NaN,1]}]}')))
-    assert "NaN" in str(error)
-
-
 def test_redirects_are_not_followed() -> None:
     script = Script(lambda *_: (307, {"Location": f"{PATH}/elsewhere?token=abc"}, b""))
     error = fail(script)
@@ -232,9 +227,8 @@ def test_redirects_are_not_followed() -> None:
     assert len(script.posts) == 1
 
 
-@pytest.mark.parametrize("declared", [{}, {"Content-Length": str(10**12)}])
-def test_an_oversized_reply_is_cut_off(declared: dict[str, str]) -> None:
-    error = fail(Script(lambda *_: (200, {**declared}, b" " * (16 * 2**20 + 1))))
+def test_a_reply_of_one_byte_more_than_the_limit_is_cut_off() -> None:
+    error = fail(Script(lambda *_: (200, {}, b" " * (16 * 2**20 + 1))))
     assert "more than 16 MB" in str(error)
 
 
@@ -242,11 +236,6 @@ def test_a_reply_with_contradictory_headers_is_the_suspects_fault() -> None:
     error = fail(Script(lambda *_: (200, {"Content_Length": "1"}, b"[[0.5, 0.5]]")))
     assert error.exit_code == 4
     assert "not HTTP" in str(error)
-
-
-def test_a_compressed_reply_is_refused() -> None:
-    error = fail(Script(lambda *_: (200, {"Content-Encoding": "gzip"}, b"\x1f\x8b")))
-    assert "compressed" in str(error)
 
 
 def test_a_server_that_is_down() -> None:
@@ -271,10 +260,7 @@ def test_plain_http_where_https_was_expected_is_one_line() -> None:
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 def test_tls_is_verified_and_a_private_authority_can_be_named(tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate)]
-    names = ["-days", "2", "-subj", "/CN=loopback", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*command, *names], check=True, capture_output=True)
+    key, certificate = self_signed(tmp_path, "server")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     with served(Script(lambda _, body: scores(body)), context) as url:

@@ -40,6 +40,7 @@ from tests.http_script import (
     fail,
     opened,
     scores,
+    self_signed,
     served,
     sometimes,
 )
@@ -97,25 +98,18 @@ def page(_: bytes) -> Answer:
 GARBAGE = [nan, one_row_less, truncated, bomb, bare_bomb, huge, deep, page]
 
 
-def test_rule_1_the_first_exchange_decides() -> None:
-    """Before any success everything but an answer is the end: a status cannot tell a mistake for good from a hiccup."""
-    wrong: list[Callable[[bytes], Answer]] = [*GARBAGE]
-    wrong += [lambda _, status=status: (status, {}, b"") for status in (400, 404, 422, 429, 500, 502, 503, 504)]  # type: ignore[misc]
-    for answer in wrong:
-        script = Script(lambda _, body, answer=answer: answer(body))  # type: ignore[misc]
-        error = fail(script)
-        assert isinstance(error, SuspectError)
-        assert len(script.posts) == 1
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_rule_1_the_first_exchange_decides(garbage: Callable[[bytes], Answer]) -> None:
+    """Before any success everything but an answer is the end; of statuses test_http_transport.py says so."""
+    script = Script(lambda _, body: garbage(body))
+    assert isinstance(fail(script), SuspectError)
+    assert len(script.posts) == 1
 
 
 def test_rule_2_after_a_success_429_waits_and_a_hiccup_is_tried_again_four_times_at_most() -> None:
     for status, headers, slept in (
-        (429, {"Retry-After": "7"}, [7.0]),
         (429, {"Retry-After": "100000"}, [120.0]),
         (429, {}, [0.5]),
-        (503, {"Retry-After": "3"}, [3.0]),
-        (502, {}, [0.5]),
-        (0, {}, [0.5]),
     ):
         time = Time()
         with served(sometimes(status, **headers)) as url, opened(url + PATH, time) as suspect:
@@ -297,8 +291,6 @@ def test_rule_7_replies_are_bounded_in_bytes_depth_and_numbers() -> None:
         (bare_bomb, "not JSON"),
         (deep, "nested deeper"),
         (nan, "NaN"),
-        (one_row_less, "15 answers to 16 queries"),
-        (page, "web page"),
     ):
         assert words in str(fail(Script(lambda _, body, answer=answer: answer(body))))  # type: ignore[misc]
 
@@ -395,34 +387,19 @@ def test_rule_8_content_type_is_advice_and_what_cannot_be_read_is_quoted(kind: s
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make certificates")
-def test_rule_9_tls_is_verified_and_a_client_certificate_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def made(name: str) -> tuple[Path, Path]:
-        key, certificate = tmp_path / f"{name}.key", tmp_path / f"{name}.pem"
-        line = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate)]
-        names = ["-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
-        subprocess.run([*line, *names], check=True, capture_output=True)
-        return key, certificate
-
-    (key, certificate), (client_key, client) = made("server"), made("client")
+def test_rule_9_a_client_certificate_is_shown(tmp_path: Path) -> None:
+    (key, certificate), (client_key, client) = self_signed(tmp_path, "server"), self_signed(tmp_path, "client")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(client)
     both = tmp_path / "both.pem"
     both.write_bytes(client.read_bytes() + client_key.read_bytes())
-    netrc = tmp_path / "netrc"
-    netrc.write_text("machine 127.0.0.1 login a password b\n")
-    monkeypatch.setenv("NETRC", str(netrc))
-    script = Script(lambda _, body: scores(body))
-    with served(script, context) as url:
+    with served(Script(lambda _, body: scores(body)), context) as url:
         with opened(url + PATH, ca_bundle=str(certificate), client_cert=str(both)) as suspect:
             np.testing.assert_array_equal(suspect.ask(QUERIES).dense(), EXPECTED)
-        with pytest.raises(SuspectError, match="certificate verify failed"), opened(url + PATH, client_cert=str(both)):
-            pass
         with pytest.raises(SuspectError), opened(url + PATH, ca_bundle=str(certificate)):
             pass
-    assert all(headers["User-Agent"].startswith("onnxaudit/") for headers in script.headers)
-    assert not any("Authorization" in headers for headers in script.headers)
 
 
 def test_rule_9_no_credentials_follow_a_redirect() -> None:
