@@ -9,6 +9,7 @@ from pathlib import Path
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.copies import copied
 from onnxaudit.audit.insights import Insights, look_inside, named
+from onnxaudit.audit.judging.label_free import named_classes
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import ModelEntry, QueryBundle
 from onnxaudit.errors import OnnxauditError, UsageError
@@ -39,20 +40,27 @@ def model_files(folder: Path, what: str = "known to be independent") -> list[Pat
 
 
 def ask_model(
-    bundle: QueryBundle, target: Target, role: str, name: str, origin: str = "", opening: Opening = open_suspect
+    bundle: QueryBundle,
+    target: Target,
+    role: str,
+    name: str,
+    origin: str = "",
+    opening: Opening = open_suspect,
+    *,
+    label_free: bool = False,
 ) -> tuple[ModelEntry, Answers, Insights]:
     """Ask one model all queries of a bundle; its entry, its answers and what it shows of its inside, not yet in the bundle.
 
-    Top-k answers are kept as labels: the bundle stores whole rows or labels.
+    Top-k answers are kept as labels: the bundle stores whole rows or labels. label_free: its classes are its own, so that it has
+    no accuracy, and what it shows of its inside is not compared.
     """
     with opening(target) as model:
         answers = interview(model, bundle.queries).answers
-        insights = look_inside(bundle, model.inside)
+        insights = {} if label_free else look_inside(bundle, model.inside)
         card = model.card
     if answers.access == Access.TOPK:
         answers = answers.degrade(Access.LABEL)
-    classes = bundle.manifest.victim.num_classes
-    answers = dataclasses.replace(answers, num_classes=classes)
+    answers = named_classes(bundle, answers, label_free=label_free)
     entry = ModelEntry(
         name,
         role,
@@ -60,8 +68,8 @@ def ask_model(
         card.sha256,
         card.kind,
         answers.access.word,
-        classes,
-        control_accuracy(bundle, answers),
+        answers.num_classes or 0,
+        None if label_free else control_accuracy(bundle, answers),
         origin,
     )
     return entry, answers, insights

@@ -23,7 +23,7 @@ from onnxaudit.audit.judging.comparing import Comparison
 from onnxaudit.audit.judging.conditions import GIVEN
 from onnxaudit.audit.judging.judging import look_through, planned_order
 from onnxaudit.audit.judging.looking import Schedule, asking_order
-from onnxaudit.audit.label_spaces import UNKNOWN, with_references_of_any
+from onnxaudit.audit.label_spaces import with_references_of_any
 from onnxaudit.audit.once import once
 from onnxaudit.audit.progress import Progress
 from onnxaudit.audit.repeating import Repeats, repeatable
@@ -39,6 +39,8 @@ from onnxaudit.sandbox.opening import Confining
 from onnxaudit.suspect import Suspect, SuspectCard, Target
 from onnxaudit.transcript import SCHEMA, Transcript
 
+UNKNOWN = "unknown"
+"""What ``--label-space`` says of a suspect whose labels are not the victim's, or private."""
 REPEATS = 8
 """Queries asked again after resuming."""
 REPEATED = 0.01

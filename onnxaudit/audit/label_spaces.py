@@ -8,23 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxaudit.answers import Access, Answers
-from onnxaudit.audit.calibrating import model_files, with_models
+from onnxaudit.answers import Answers
+from onnxaudit.audit.calibrating import ask_model, model_files, with_models
 from onnxaudit.audit.copies import FEWEST_LABELS, copied
 from onnxaudit.audit.insights import Insights
 from onnxaudit.audit.judging.conditions import GIVEN
-from onnxaudit.audit.judging.label_free import named_classes
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import ModelEntry, QueryBundle
 from onnxaudit.errors import OnnxauditError
-from onnxaudit.interview import interview
 from onnxaudit.registry import open_suspect
 from onnxaudit.sandbox.opening import Opening
 from onnxaudit.schemes.alike import adjusted_mutual_information
-from onnxaudit.suspect import Suspect, Target
+from onnxaudit.suspect import Target
 
-UNKNOWN = "unknown"
-"""What ``--label-space`` says of a suspect whose labels are not the victim's, or private."""
 SAME_PARTS = 0.98
 """A model whose labels part the queries as nearly as this as the victim's do is the victim under other names."""
 
@@ -38,32 +34,22 @@ def with_references_of_any(
     """
     report = progress.task("asking references", len(files := model_files(folder)))
     notes, taken = list(bundle.manifest.pool_notes), list[tuple[ModelEntry, Answers, Insights]]()
+    origin = f"{GIVEN}, in {folder}"
     for number, file in enumerate(files):
         try:
-            entry, answers = _asked(bundle, opening(Target(str(file), bundle.manifest.input, None, device)), len(taken))
+            target, name = Target(str(file), bundle.manifest.input, None, device), f"reference-{len(taken):03d}"
+            entry, answers, _ = ask_model(bundle, target, "reference", name, origin, opening, label_free=True)
             reason = _refusal(bundle, entry, answers, taken)
         except OnnxauditError as error:
             reason = f"cannot be asked: {error}"
         if reason is None:
-            taken.append((dataclasses.replace(entry, origin=f"{GIVEN}, in {folder}"), answers, {}))
+            taken.append((entry, answers, {}))
         else:
             progress.note(f"left out: {file} {reason}")
             notes.append(f"left out: {file} {reason}")
         report(number + 1)
     filled = with_models(bundle, taken)
     return dataclasses.replace(filled, manifest=dataclasses.replace(filled.manifest, pool_notes=tuple(notes)))
-
-
-def _asked(bundle: QueryBundle, opened: Suspect, number: int) -> tuple[ModelEntry, Answers]:
-    """A model's entry and its answers; top-k answers are kept as labels, as ``ask_model`` does."""
-    with opened as model:
-        answers, card = interview(model, bundle.queries).answers, model.card
-    if answers.access == Access.TOPK:
-        answers = answers.degrade(Access.LABEL)
-    answers = named_classes(bundle, answers, label_free=True)
-    classes = answers.num_classes or 0
-    name = f"reference-{number:03d}"
-    return ModelEntry(name, "reference", Path(card.source).name, card.sha256, card.kind, answers.access.word, classes), answers
 
 
 def _refusal(

@@ -13,9 +13,8 @@ from typing import Any
 
 from onnxaudit import __version__
 from onnxaudit.answers import Access, parse_access
-from onnxaudit.audit.checking import CheckOptions, check
+from onnxaudit.audit.checking import UNKNOWN, CheckOptions, check
 from onnxaudit.audit.judging.comparing import compare
-from onnxaudit.audit.label_spaces import UNKNOWN
 from onnxaudit.audit.once import once
 from onnxaudit.audit.progress import Progress
 from onnxaudit.bundle import QueryBundle

@@ -13,9 +13,8 @@ from typing import Any
 from onnxaudit import __version__
 from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import control_accuracy, with_models
-from onnxaudit.audit.checking import without_references
+from onnxaudit.audit.checking import UNKNOWN, without_references
 from onnxaudit.audit.concluding import Heard, conclude
-from onnxaudit.audit.label_spaces import UNKNOWN
 from onnxaudit.audit.verifying.records import read_json, read_transcript
 from onnxaudit.audit.wiring import searched_again
 from onnxaudit.bundle import ModelEntry, QueryBundle, load
