@@ -14,7 +14,7 @@ from onnxaudit.answers import Answers
 from onnxaudit.decode import canonical, parse
 from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.record import Batch, from_entry, to_entry
-from onnxaudit.transcript import Transcript, write_whole
+from onnxaudit.transcript import CHECK, Transcript, Wording, write_whole
 
 
 class Early:
@@ -26,7 +26,7 @@ class Early:
 
     def __init__(self, transcript: Transcript) -> None:
         self.path = transcript.path.with_name(transcript.path.name + ".early")
-        self._of = transcript.header_sha256
+        self._of, self._wording = transcript.header_sha256, transcript.wording
         self._descriptor: int | None = None
 
     def recover(self) -> Iterator[Batch]:
@@ -49,7 +49,7 @@ class Early:
             entry = {"rows": rows.tolist(), **to_entry(answers), "of": self._of}
             write_whole(self._descriptor, (canonical({**entry, "digest": _digest(entry)}) + "\n").encode(), sync=False)
         except OSError as error:
-            hint = "What was answered before is kept. Make room, and go on with --resume."
+            hint = f"What was answered before is kept. Make room, and {self._wording.further}."
             raise UsageError(f"{self.path} cannot be written: {error.strerror}", hint) from None
 
     def clear(self) -> None:
@@ -66,13 +66,13 @@ class Early:
                 self.path.unlink()
 
 
-def refuse_leftover(path: Path) -> None:
+def refuse_leftover(path: Path, wording: Wording = CHECK) -> None:
     """Raise UsageError where early answers lie beside no transcript: they may be another suspect's."""
     early = path.with_name(path.name + ".early")
     if early.exists() and early.stat().st_size and not (path.exists() and path.stat().st_size):
         raise UsageError(
             f"{early} holds answers of an earlier run, whose transcript is gone",
-            "Remove it, or put the transcript back and pass --resume.",
+            f"Remove it, or put the transcript back and {wording.further}.",
         )
 
 

@@ -11,6 +11,7 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,24 @@ from onnxaudit.alone import locked
 from onnxaudit.answers import Answers
 from onnxaudit.decode import canonical
 from onnxaudit.errors import UsageError
+from onnxaudit.header import differences, said
 from onnxaudit.record import Batch, Probe, Record, Run, check_kept, to_entry
 
-__all__ = ["SCHEMA", "Batch", "Probe", "Record", "Run", "Transcript", "check_kept", "discard", "write_whole"]
+__all__ = ["CHECK", "SCHEMA", "Batch", "Probe", "Record", "Run", "Transcript", "Wording", "check_kept", "discard", "write_whole"]
 
 SCHEMA = "onnxaudit.transcript/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """What a user may do about a transcript, as the command says it that keeps one."""
+
+    another: str = "give --evidence another name"
+    place: str = "Choose another place with --evidence."
+    further: str = "go on with --resume"
+
+
+CHECK = Wording()
 
 
 class Transcript:
@@ -34,15 +48,15 @@ class Transcript:
     Answers are stored as base64 of little-endian arrays. A last line cut off by a crash is dropped when resuming.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], *, resume: bool) -> None:
-        self.path = path
+    def __init__(self, path: Path, header: dict[str, Any], *, resume: bool, wording: Wording = CHECK) -> None:
+        self.path, self.wording = path, wording
         self._record = Record()
         self._turn = threading.Lock()  # queries come to nothing in threads of their own
-        descriptor = _opened(path, (canonical({**header, "previous": ""}) + "\n").encode(), resume=resume)
+        descriptor = _opened(path, (canonical({**header, "previous": ""}) + "\n").encode(), resume, wording)
         try:
             lines = list(self._read(header, _whole(descriptor)))
             if not lines:
-                raise UsageError(f"{path} is not a transcript", "Give --evidence another name.")
+                raise UsageError(f"{path} is not a transcript", _sentence(wording.another))
             os.ftruncate(descriptor, sum(map(len, lines)))
         except BaseException:
             os.close(descriptor)
@@ -59,9 +73,17 @@ class Transcript:
         *lines, _ = data.split(b"\n")  # what follows the last newline was cut off, and is asked again
         for number, text in enumerate(lines):
             self._record.add(text + b"\n", f"{self.path.name} line {number + 1}")
-            if number == 0 and _said(self._record.header) != _said(json.loads(canonical(header))):
-                raise UsageError(f"{self.path.name} is of another bundle or suspect", "Give --evidence another name.")
+            if number == 0:
+                self._check_header(json.loads(canonical(header)))
             yield text + b"\n"
+
+    def _check_header(self, now: dict[str, Any]) -> None:
+        then = self._record.header
+        if said(then) != said(now):
+            words = "is of another bundle or suspect, or of one that was asked otherwise"
+            raise UsageError(
+                f"{self.path.name} {words}: {differences(then, now)}", f"Give what was given then, or {self.wording.another}."
+            )
 
     @property
     def unfinished(self) -> int:
@@ -133,7 +155,7 @@ class Transcript:
         try:
             write_whole(self._descriptor, line, sync=sync)
         except OSError as error:
-            hint = "What was answered before is kept. Make room, and go on with --resume."
+            hint = f"What was answered before is kept. Make room, and {self.wording.further}."
             raise UsageError(f"{self.path} cannot be written: {error.strerror}", hint) from None
         self._previous = hashlib.sha256(line).hexdigest()
 
@@ -165,6 +187,10 @@ def write_whole(descriptor: int, line: bytes, *, sync: bool = True) -> None:
         raise
 
 
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
+
+
 def _whole(descriptor: int) -> bytes:
     """All that an open file holds."""
     with os.fdopen(os.dup(descriptor), "rb") as file:
@@ -173,21 +199,23 @@ def _whole(descriptor: int) -> bytes:
 
 
 def discard(path: Path) -> None:
-    """Remove a transcript that holds no answer. Raises UsageError where another process has begun to write it by now."""
+    """Remove a transcript that holds no answer. Raises UsageError where another process writes it by now, or it cannot be."""
     try:
         descriptor = os.open(path, os.O_RDWR)
+        try:
+            if not locked(descriptor):
+                raise _busy(path, CHECK)
+            if _is(path, descriptor):
+                path.unlink()
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         return
-    try:
-        if not locked(descriptor):
-            raise _busy(path)
-        if _is(path, descriptor):
-            path.unlink()
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be removed: {error.strerror}", CHECK.place) from None
 
 
-def _opened(path: Path, first: bytes, *, resume: bool) -> int:
+def _opened(path: Path, first: bytes, resume: bool, wording: Wording) -> int:
     """A descriptor of a transcript that is this process's alone, made with its first line where there was none.
 
     Raises UsageError for one that is there already, unless it is to be gone on with, or that another process writes.
@@ -196,21 +224,21 @@ def _opened(path: Path, first: bytes, *, resume: bool) -> int:
     try:
         for _ in range(_TRIES):
             if place.exists() and not place.is_file():
-                raise UsageError(f"{path} is no file that a transcript could be kept in", "Choose another place with --evidence.")
-            descriptor = _taken(path, place, first, resume=resume) if place.exists() else _made(place, first)
+                raise UsageError(f"{path} is no file that a transcript could be kept in", wording.place)
+            descriptor = _taken(path, place, first, resume, wording) if place.exists() else _made(place, first)
             if descriptor is not None:
                 return descriptor
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another place with --evidence.") from None
-    raise _busy(path)
+        raise UsageError(f"{path} cannot be written: {error.strerror}", wording.place) from None
+    raise _busy(path, wording)
 
 
 _TRIES = 100
 """How often another process may make or remove the file just when this one looks."""
 
 
-def _busy(path: Path) -> UsageError:
-    return UsageError(f"{path} is being written by another process", "Wait for it, or give --evidence another name.")
+def _busy(path: Path, wording: Wording) -> UsageError:
+    return UsageError(f"{path} is being written by another process", f"Wait for it, or {wording.another}.")
 
 
 def _made(place: Path, first: bytes) -> int | None:
@@ -231,7 +259,7 @@ def _made(place: Path, first: bytes) -> int | None:
     return descriptor
 
 
-def _taken(path: Path, place: Path, first: bytes, *, resume: bool) -> int | None:
+def _taken(path: Path, place: Path, first: bytes, resume: bool, wording: Wording) -> int | None:
     """Open and lock what is there, begun if it was empty; None where it has gone, or another has its name. Raises OSError."""
     try:
         descriptor = os.open(place, os.O_RDWR)
@@ -239,9 +267,9 @@ def _taken(path: Path, place: Path, first: bytes, *, resume: bool) -> int | None
         return None
     try:
         if os.fstat(descriptor).st_size and not resume:
-            raise UsageError(f"{path} exists already", "Go on with it by --resume, or give --evidence another name.")
+            raise UsageError(f"{path} exists already", _sentence(f"{wording.further}, or {wording.another}"))
         if not locked(descriptor):
-            raise _busy(path)
+            raise _busy(path, wording)
         if not _is(place, descriptor):
             os.close(descriptor)
             return None
@@ -279,8 +307,3 @@ def _prepared(place: Path, first: bytes) -> tuple[Path, int]:
         new.unlink(missing_ok=True)
         raise
     return new, descriptor
-
-
-def _said(header: Mapping[str, Any]) -> dict[str, Any]:
-    """What a header says; a key that an earlier version did not know is as good as one that says nothing."""
-    return {name: value for name, value in header.items() if value is not None}

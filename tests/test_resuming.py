@@ -83,22 +83,25 @@ def change_card(**values: Any) -> Callable[[Recorded], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "options"),
+    ("change", "options", "words"),
     [
-        (change_card(), {"access": "probs"}),
-        (change_card(), {"access": None}),
-        (change_card(), {"target": "u" * 64}),
-        (change_card(input=dataclasses.replace(BUNDLE.manifest.input, scale=1.0)), {}),
-        (change_card(input=dataclasses.replace(BUNDLE.manifest.input, layout="NHWC")), {}),
-        (change_card(sha256="d" * 64), {}),
-        (change_card(sha256=None), {}),
-        (change_card(kind="other"), {}),
-        (change_card(source="other"), {}),
-        (change_card(runtime={"sha256 of data": "e" * 64}), {}),
+        (change_card(), {"access": "probs"}, "--access (label then, probs now)"),
+        (change_card(), {"access": None}, "--access (label then, not given now)"),
+        (change_card(), {"target": "u" * 64}, "the endpoint, by --url, --header, --dialect, "),
+        (change_card(input=dataclasses.replace(BUNDLE.manifest.input, scale=1.0)), {}, "--scale (0.00392157 then, 1 now)"),
+        (change_card(input=dataclasses.replace(BUNDLE.manifest.input, layout="NHWC")), {}, "--layout (NCHW then, NHWC now)"),
+        (change_card(sha256="d" * 64), {}, "the content of the suspect's file"),
+        (change_card(sha256=None), {}, "the content of the suspect's file"),
+        (change_card(kind="other"), {}, "the kind of suspect (recorded then, other now)"),
+        (change_card(source="other"), {}, "the suspect's name (recorded then, other now)"),
+        (change_card(runtime={"sha256 of data": "e" * 64}), {}, "files beside the suspect"),
+        (change_card(), {"label_space": "unknown"}, "--label-space (not given then, unknown now)"),
+        (change_card(), {"looks": (20, 30)}, "--looks (not given then, 20,30 now)"),
+        (change_card(), {"autofix": True}, "--autofix (not given then, given now)"),
     ],
 )
 def test_what_was_asked_otherwise_is_not_gone_on_with(
-    tmp_path: Path, change: Callable[[Recorded], None], options: dict[str, Any]
+    tmp_path: Path, change: Callable[[Recorded], None], options: dict[str, Any], words: str
 ) -> None:
     path = tmp_path / "e.jsonl"
     given: dict[str, Any] = {"evidence": path, "access": "label", "target": "t" * 64}
@@ -106,8 +109,11 @@ def test_what_was_asked_otherwise_is_not_gone_on_with(
     before = path.read_bytes()
     suspect = Recorded(BUNDLE, VICTIM)
     change(suspect)
-    with pytest.raises(UsageError, match="is of another bundle or suspect"):
+    with pytest.raises(UsageError, match="is of another bundle or suspect") as caught:
         check(BUNDLE, suspect, CheckOptions(**{**given, **options, "resume": True}), Silent())
+    assert f"asked otherwise: {words}" in caught.value.what
+    assert ";" not in caught.value.what  # nothing else is said to differ
+    assert caught.value.hint == "Give what was given then, or give --evidence another name."
     assert suspect.rows == []
     assert path.read_bytes() == before
     version = Recorded(BUNDLE, VICTIM)
@@ -216,3 +222,5 @@ def test_a_url_has_a_transcript_of_its_own_by_default(tmp_path: Path, monkeypatc
         other = over_http(url, {"X-Tenant": "third"}, evidence=path, resume=True)
         assert other.error is not None
         assert "another bundle or suspect" in other.error
+        assert "the endpoint, by --url, --header" in other.error
+        assert not any(word in other.error for word in ("secret-word", "third", "another-word"))

@@ -335,6 +335,34 @@ def test_what_was_paid_for_is_kept_when_an_endpoint_fails(tmp_path: Path, bundle
     assert line["scan"]["content"].startswith("url:")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda line: line.replace(b'"channels":"RGB"', b'"channels":"BGR"'), "--channel-order (BGR then, RGB now)"),
+        (lambda _: b"", "is not a transcript"),
+    ],
+)
+def test_a_transcript_that_cannot_be_gone_on_with_is_told_of_in_words_of_a_scan(
+    tmp_path: Path, bundle: QueryBundle, change: Callable[[bytes], bytes], words: str
+) -> None:
+    """A scan has neither --evidence nor --resume."""
+    host = Host({"a": near(1)}, lambda number: (403, {}, b"no") if number > 3 else None)
+    with served(host.script) as base:
+        options = ScanOptions(jobs=1, http={"timeout": 5.0, "batch": 16, "dialect": "v2"})
+        scan([f"{base}/v2/models/a"], [bundle], tmp_path / "f.jsonl", options, Silent())
+        (line,) = lines_of(tmp_path / "f.jsonl")
+        assert "is kept in" in line["reasons"][0]
+        assert line["reasons"][0].endswith(".jsonl, the same command goes on from there")
+        (kept,) = (tmp_path / "f.jsonl.transcripts").iterdir()
+        first, *rest = kept.read_bytes().splitlines(keepends=True)
+        kept.write_bytes(b"".join([change(first), *rest]) if change(first) else b"notes")
+        scan([f"{base}/v2/models/a"], [bundle], tmp_path / "f.jsonl", options, Silent())
+    (line,) = lines_of(tmp_path / "f.jsonl")
+    assert words in line["error"]
+    assert line["error"].lower().endswith("move it away to have all of it asked, and paid for, again.")
+    assert not any(option in line["error"] for option in ("--evidence", "--resume"))
+
+
 def test_hosts_are_told_apart_by_name_alone() -> None:
     urls = ["http://a/1", "https://A:8443/2", "http://user:word@a./3", "http://b/4", "http://[::1/5"]
     assert {host: [number for number, _ in found] for host, found in by_host(list(enumerate(urls))).items()} == {

@@ -37,7 +37,7 @@ from onnxaudit.report.model import Report
 from onnxaudit.sandbox.limits import Limits
 from onnxaudit.sandbox.opening import Confining
 from onnxaudit.suspect import Suspect, SuspectCard, Target
-from onnxaudit.transcript import SCHEMA, Transcript
+from onnxaudit.transcript import CHECK, SCHEMA, Transcript, Wording
 
 UNKNOWN = "unknown"
 """What ``--label-space`` says of a suspect whose labels are not the victim's, or private."""
@@ -57,6 +57,7 @@ class CheckOptions:
     its headers mean. label_space: "unknown" where the suspect's labels are not the victim's, so that none is compared. sandbox:
     limits of the process that a suspect's runtime is confined to, and of each reference's; None: they run here. concurrency:
     requests on their way at once; None: asked in the thread that calls. autofix: find the wiring, from control queries alone.
+    wording: what a user of the command may do about the transcript.
     """
 
     alpha: float | None = None
@@ -74,6 +75,7 @@ class CheckOptions:
     label_space: str | None = None
     concurrency: int | None = None
     autofix: bool = False
+    wording: Wording = CHECK
 
     @property
     def label_free(self) -> bool:
@@ -168,8 +170,9 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
     order, before = _order(bundle, plan, options), suspect.card.input
     transcript = None
     if options.evidence:
-        refuse_leftover(options.evidence)
-        transcript = Transcript(options.evidence, _header(bundle, suspect.card, options), resume=options.resume)
+        header, wording = _header(bundle, suspect.card, options), options.wording
+        refuse_leftover(options.evidence, wording)
+        transcript = Transcript(options.evidence, header, resume=options.resume, wording=wording)
     reserve, whole = (repeat := _repeats(options, len(order))), options.budget
     try:
         if transcript:

@@ -133,7 +133,7 @@ def failed(bundle: QueryBundle, source: str, options: CheckOptions, error: BaseE
     """The report of a check that did not end: its status, its error, its exit code, and no finding but inconclusive."""
     references = len(bundle.manifest.of_role("reference"))
     interrupted = isinstance(error, KeyboardInterrupt)
-    kept = f"; what was answered is kept in {options.evidence}, go on with --resume" if options.evidence else ""
+    kept = f"; what was answered is kept in {options.evidence}, {options.wording.further}" if options.evidence else ""
     words = f"interrupted{kept}" if interrupted else str(error)
     kept = kept if sent and not interrupted else ""
     blank = Report(

@@ -33,11 +33,18 @@ from onnxaudit.registry import is_endpoint
 from onnxaudit.report.findings import Findings, dumped, references_needed
 from onnxaudit.report.scanned import Summary
 from onnxaudit.sandbox.limits import Limits
+from onnxaudit.transcript import Wording
 
 REPEATS = 4
 """Queries that an endpoint is asked twice, to see whether its answers are stable; as check does."""
 HTTP_BATCH = 16
 """Queries in a request where the user does not say: what the last request before a pause may have cost."""
+WORDING = Wording(
+    "move it away to have all of it asked, and paid for, again",
+    "Choose another place with -o.",
+    "the same command goes on from there",
+)
+"""A scan has no option for its transcripts, and goes on with them by itself."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,7 +178,9 @@ def _ask_endpoint(
     folder.mkdir(exist_ok=True)
     how = hashlib.sha256(canonical([briefing.access, dict(briefing.said), briefing.output_name]).encode()).hexdigest()
     evidence = folder / f"{against.id[:8]}-{digest[:16]}-{how[:8]}.jsonl"
-    options = CheckOptions(briefing.alpha, evidence=evidence, resume=evidence.exists(), repeat=REPEATS, device=briefing.device)
+    options = CheckOptions(
+        briefing.alpha, evidence=evidence, resume=evidence.exists(), repeat=REPEATS, device=briefing.device, wording=WORDING
+    )
     report = checked(briefing, bundle, url, options, http)
     return content, dumped(written(report, url, briefing.settings, briefing.tests, content))
 
