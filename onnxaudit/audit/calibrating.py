@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.copies import copied
@@ -189,10 +190,24 @@ def with_models(bundle: QueryBundle, models: Iterable[tuple[ModelEntry, Answers,
     return dataclasses.replace(bundle, manifest=manifest, answers=answers, insights=insights, id="")
 
 
-def calibrate(bundle: QueryBundle, sources: Sequence[str], role: str, progress: Progress, device: str = "auto") -> QueryBundle:
-    """The bundle with the given models added. Raises UsageError for one that cannot serve, naming it."""
+def calibrate(
+    bundle: QueryBundle,
+    sources: Sequence[str],
+    role: str,
+    progress: Progress,
+    device: str = "auto",
+    http: Mapping[str, object] = MappingProxyType({}),
+) -> QueryBundle:
+    """The bundle with the given models added. http: options for those that are URLs, of the HTTP adapter.
+
+    Raises UsageError for one that cannot serve, naming it.
+    """
     spec, classes = bundle.manifest.input, bundle.manifest.victim.num_classes
-    targets = [(Target(source, spec, classes, device), "added by calibrate") for source in sources]
+    away = {**http, "class_names": bundle.manifest.class_names}
+    targets = [
+        (Target(source, spec, classes, device, options=away if "://" in source else {}), "added by calibrate")
+        for source in sources
+    ]
     if role == "sibling":  # what is added was not in the draw
         bundle = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, drawn=None))
     return preregistered(add_models(bundle, targets, role, progress, strict=True))

@@ -17,7 +17,20 @@ from onnxaudit.cli.console import (
     parse_number,
     parse_shape,
 )
-from onnxaudit.cli.options import Sandbox, SandboxLimits, confinement
+from onnxaudit.cli.options import (
+    Batch,
+    CaBundle,
+    ClientCert,
+    Device,
+    Dialect,
+    Header,
+    InputName,
+    Sandbox,
+    SandboxLimits,
+    Timeout,
+    confinement,
+)
+from onnxaudit.endpoints import REPEATS
 from onnxaudit.errors import UsageError
 from onnxaudit.sandbox.limits import Limits
 
@@ -62,7 +75,7 @@ def check(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the transcript; nothing answered is asked again.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     output: Annotated[list[Path] | None, typer.Option("-o", "--output", help="Also write .html, .json, .md or .txt.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     input: Annotated[str | None, typer.Option(help="What the suspect takes, HxWxC. Default: its signature.")] = None,
     scale: Annotated[str | None, typer.Option(help="Factor on 8-bit pixels. Default: the victim's.")] = None,
     mean: Annotated[str | None, typer.Option(help="Default: the victim's.")] = None,
@@ -76,19 +89,15 @@ def check(
         ),
     ] = False,
     output_name: Annotated[str | None, typer.Option(help="The model's output to read, where it has several.")] = None,
-    dialect: Annotated[
-        str | None, typer.Option(help="HTTP: v2, tfserving, plain …, see docs/http.md. Default: found out.")
-    ] = None,
-    input_name: Annotated[str | None, typer.Option(help="HTTP: the input's name.")] = None,
-    header: Annotated[
-        list[str] | None, typer.Option(help='HTTP: "Name: value"; $VARIABLES are filled in. May be repeated.')
-    ] = None,
+    dialect: Dialect = None,
+    input_name: InputName = None,
+    header: Header = None,
     rate: Annotated[float | None, typer.Option(help="HTTP: at most so many queries a second.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="HTTP: so many requests on their way at once. Default: 1.")] = None,
-    batch: Annotated[int | None, typer.Option(help="HTTP: queries in one request.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="HTTP: seconds to wait for a reply. Default: 30.")] = None,
-    ca_bundle: Annotated[Path | None, typer.Option(help="HTTP: certificates to trust.")] = None,
-    client_cert: Annotated[Path | None, typer.Option(help="HTTP: client certificate with key (PEM).")] = None,
+    batch: Batch = None,
+    timeout: Timeout = None,
+    ca_bundle: CaBundle = None,
+    client_cert: ClientCert = None,
     debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> int:
     """Check whether a suspect is derived from a bundle's victim. Exit 0: not shown, 10: derived, 11: inconclusive."""
@@ -140,7 +149,7 @@ def check(
         budget,
         evidence,
         resume,
-        4 if url else 0,
+        REPEATS if url else 0,
         device,
         looks=_planned(looks, loaded.manifest.looks, url),
         exhibits=any(path.suffix in (".html", ".md") for path in output or []),

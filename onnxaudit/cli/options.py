@@ -1,9 +1,11 @@
 """Options that several commands take, with one text each: how a victim's file is opened, and where things run."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from onnxaudit.endpoints import BATCH, TIMEOUT
 from onnxaudit.errors import UsageError
 from onnxaudit.sandbox.limits import Limits, parse_limits
 
@@ -26,6 +28,13 @@ Sandbox = Annotated[
     typer.Option("--sandbox", help="Run each model that came from others in a process of its own that may do next to nothing."),
 ]
 SandboxLimits = Annotated[str | None, typer.Option(help="With --sandbox: GiB, and seconds. Default: memory=8,cpu=3600,wall=600.")]
+Dialect = Annotated[str | None, typer.Option(help="HTTP: v2, tfserving, plain …, see docs/http.md. Default: found out.")]
+InputName = Annotated[str | None, typer.Option(help="HTTP: the input's name.")]
+Header = Annotated[list[str] | None, typer.Option(help='HTTP: "Name: value"; $VARIABLES are filled in. May be repeated.')]
+Batch = Annotated[int | None, typer.Option(help=f"HTTP: queries in one request. Default: {BATCH}, or fewer.")]
+Timeout = Annotated[float | None, typer.Option(help=f"HTTP: seconds to wait for a reply. Default: {TIMEOUT:g}.")]
+CaBundle = Annotated[Path | None, typer.Option(help="HTTP: certificates to trust.")]
+ClientCert = Annotated[Path | None, typer.Option(help="HTTP: client certificate with key (PEM).")]
 Debug = Annotated[bool, typer.Option("--debug", hidden=True)]
 
 

@@ -16,7 +16,18 @@ from onnxaudit.cli.console import (
     parse_number,
     parse_shape,
 )
-from onnxaudit.cli.options import Sandbox, SandboxLimits, confinement
+from onnxaudit.cli.options import (
+    Batch,
+    CaBundle,
+    ClientCert,
+    Dialect,
+    Header,
+    InputName,
+    Sandbox,
+    SandboxLimits,
+    Timeout,
+    confinement,
+)
 from onnxaudit.errors import UsageError
 
 
@@ -37,7 +48,9 @@ def scan(
     alpha: Annotated[float | None, typer.Option(help="Error rate of the whole scan. Default: the bundles'.")] = None,
     cache: Annotated[int, typer.Option(help="MiB of fetched files that each worker keeps.")] = 1024,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout: the summary.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu or cuda. The processor, for its cores share the suspects; one GPU holds few at once.")
+    ] = "cpu",
     input: Annotated[str | None, typer.Option(help="What the suspects take, HxWxC. Default: their signatures.")] = None,
     scale: Annotated[str | None, typer.Option(help="Factor on 8-bit pixels. Default: the victim's.")] = None,
     mean: Annotated[str | None, typer.Option(help="Default: the victim's.")] = None,
@@ -45,16 +58,14 @@ def scan(
     layout: Annotated[str | None, typer.Option(help="NCHW or NHWC. Default: their signatures.")] = None,
     channel_order: Annotated[str | None, typer.Option(help="RGB or BGR.")] = None,
     output_name: Annotated[str | None, typer.Option(help="The output to read, where a model has several.")] = None,
-    dialect: Annotated[str | None, typer.Option(help="HTTP: v2 or plain. Default: found out.")] = None,
-    input_name: Annotated[str | None, typer.Option(help="HTTP: the input's name.")] = None,
-    header: Annotated[
-        list[str] | None, typer.Option(help='HTTP: "Name: value"; $VARIABLES are filled in. May be repeated.')
-    ] = None,
+    dialect: Dialect = None,
+    input_name: InputName = None,
+    header: Header = None,
     rate: Annotated[float | None, typer.Option(help="HTTP: at most so many queries a second to each host.")] = None,
-    batch: Annotated[int | None, typer.Option(help="HTTP: queries in one request.")] = None,
-    timeout: Annotated[float, typer.Option(help="HTTP: seconds to wait for a reply.")] = 30.0,
-    ca_bundle: Annotated[Path | None, typer.Option(help="HTTP: certificates to trust.")] = None,
-    client_cert: Annotated[Path | None, typer.Option(help="HTTP: client certificate with key (PEM).")] = None,
+    batch: Batch = None,
+    timeout: Timeout = None,
+    ca_bundle: CaBundle = None,
+    client_cert: ClientCert = None,
     sandbox: Sandbox = False,
     sandbox_limits: SandboxLimits = None,
     debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,

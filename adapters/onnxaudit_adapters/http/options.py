@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Self
 from urllib.parse import unquote, unquote_plus, urlsplit, urlunsplit
 
+from onnxaudit.endpoints import BATCH, TIMEOUT
 from onnxaudit.errors import UsageError
 
 DIALECTS = (
@@ -92,8 +93,8 @@ class HttpOptions:
     input_name: str | None = None
     output_name: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    timeout: float = 30.0
-    batch: int = 16
+    timeout: float = TIMEOUT
+    batch: int = BATCH
     ca_bundle: str | None = None
     client_cert: str | tuple[str, str] | None = None
     budget: int | None = None
@@ -124,8 +125,8 @@ class HttpOptions:
             input_name=_text(said, "input_name"),
             output_name=_text(said, "output_name"),
             headers=checked_headers(said.get("headers", {})),
-            timeout=_number(said, "timeout", 30.0),
-            batch=_whole(said, "batch", 16),
+            timeout=_number(said, "timeout", TIMEOUT),
+            batch=_whole(said, "batch", BATCH),
             ca_bundle=_file(said, "ca_bundle"),
             client_cert=_certificate(said),
             budget=budget,

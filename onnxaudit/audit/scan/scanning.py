@@ -26,6 +26,7 @@ from onnxaudit.audit.scan.record import Record
 from onnxaudit.audit.scan.worker import TOLD_TOGETHER, Ask, Asked, Briefing, Tell, cache_folder, checked, work, written
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.decode import canonical
+from onnxaudit.endpoints import BATCH, REPEATS
 from onnxaudit.engines import Engine, Lost, check_engine, open_engine
 from onnxaudit.errors import SuspectError, UsageError
 from onnxaudit.fetching import shown_url
@@ -35,10 +36,6 @@ from onnxaudit.report.scanned import Summary
 from onnxaudit.sandbox.limits import Limits
 from onnxaudit.transcript import Wording
 
-REPEATS = 4
-"""Queries that an endpoint is asked twice, to see whether its answers are stable; as check does."""
-HTTP_BATCH = 16
-"""Queries in a request where the user does not say: what the last request before a pause may have cost."""
 WORDING = Wording(
     "move it away to have all of it asked, and paid for, again",
     "Choose another place with -o.",
@@ -140,7 +137,7 @@ def _ask_all(record: Record, briefing: Briefing, output: Path, options: ScanOpti
     shown = progress.task("asking suspects", record.total)
     ask = partial(_ask_endpoint, record, briefing, output.with_name(output.name + ".transcripts"), options.http)
     rate = options.http.get("rate")
-    pause = (options.http.get("batch") or HTTP_BATCH) / rate if rate else 0.0
+    pause = (options.http.get("batch") or BATCH) / rate if rate else 0.0  # what the last request before it may have cost
 
     def take_endpoints(lanes: Lanes, *, wait: bool) -> None:
         while (finished := lanes.take(wait=wait)) is not None:
