@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import beta, binom, t
+from scipy.stats import binom, t
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.calibrating import preregistered
@@ -29,6 +29,7 @@ from onnxaudit.audit.crafting import CraftOptions, craft
 from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
+from onnxaudit.evidence.metrics import clopper_pearson
 from onnxaudit.interview import interview
 from onnxaudit.registry import open_suspect
 from onnxaudit.report.model import Report
@@ -250,12 +251,6 @@ def _t_test(bundle: QueryBundle, card: SuspectCard, answers: Answers) -> float:
 
 
 # ------------------------------------------------------------------------------------------------------------------ tables
-
-
-def clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
-    """Exact two-sided 95 % limits of a rate."""
-    low = float(beta.ppf(0.025, hits, trials - hits + 1)) if hits else 0.0
-    return low, float(beta.ppf(0.975, hits + 1, trials - hits)) if hits < trials else 1.0
 
 
 def selected(figures: Mapping[str, Any], access: str, kind: Callable[[Mapping[str, Any]], bool]) -> list[Mapping[str, Any]]:

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.benchmark import gram
-from onnxaudit.audit.benchmark.figures import ALL, DEPLOYED, INDEPENDENT, SIBLING, _tpr, contests, upper_bound
+from onnxaudit.audit.benchmark.figures import ALL, DEPLOYED, INDEPENDENT, SIBLING, _tpr, contests
 from onnxaudit.audit.benchmark.measuring import Kept, cut_to, held
 from onnxaudit.audit.benchmark.remembering import BATCH, Memory, digests_of, memory_name, recall
 from onnxaudit.audit.checking import CheckOptions, check
@@ -218,18 +217,6 @@ few = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=60)
 @given(few, few)
 def test_the_rate_at_five_percent_is_that_of_the_curve(high: list[float], low: list[float]) -> None:
     assert _tpr(np.array(high), np.array(low)) == pytest.approx(tpr_at_fpr(high, low))
-
-
-@given(st.integers(0, 80), st.integers(1, 80))
-def test_the_bound_on_accusations_is_clopper_and_pearsons(accused: int, extra: int) -> None:
-    found = upper_bound(accused, accused + extra)
-    assert found == pytest.approx(binomtest(accused, accused + extra).proportion_ci(0.95, "exact").high, abs=1e-9)
-
-
-def test_bounds_at_the_ends() -> None:
-    assert upper_bound(0, 0) is None
-    assert upper_bound(3, 3) == 1.0
-    assert upper_bound(0, 12) == pytest.approx(0.26, abs=5e-3)
 
 
 def entry(kind: str, task: str = "independent", labels: str = "", deployed: tuple[str, ...] = ()) -> ZooEntry:

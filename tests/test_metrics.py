@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxaudit.evidence.metrics import aruc, auc, roc, tpr_at_fpr
+from onnxaudit.evidence.metrics import aruc, auc, clopper_pearson, roc, tpr_at_fpr
 
 # few distinct values, so that ties are common
 scores = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 0.9, 1.0]) | st.floats(-2, 2), min_size=1, max_size=40)
@@ -104,3 +104,19 @@ def test_aruc_is_the_mean_of_the_lower_curve(positives: list[tuple[int, int]], n
         unique = sum(matched < t for matched, _ in negatives) / len(negatives)
         lower.append(min(robust, unique))
     assert aruc(positives, negatives) == pytest.approx(sum(lower) / 100)
+
+
+@given(st.integers(0, 80), st.integers(0, 80), st.sampled_from([0.9, 0.95, 0.999]))
+def test_limits_of_a_rate_are_those_of_scipys_exact_test(hits: int, misses: int, confidence: float) -> None:
+    from scipy.stats import binomtest
+
+    found = clopper_pearson(hits, hits + misses, confidence)
+    if hits + misses == 0:
+        assert found == (0.0, 1.0)
+    else:
+        assert found == pytest.approx(tuple(binomtest(hits, hits + misses).proportion_ci(confidence, "exact")), abs=1e-9)
+
+
+def test_limits_at_the_ends() -> None:
+    assert clopper_pearson(3, 3)[1] == 1.0
+    assert clopper_pearson(0, 12) == pytest.approx((0.0, 0.26), abs=5e-3)

@@ -47,5 +47,14 @@ def aruc(positives: Sequence[tuple[int, int]], negatives: Sequence[tuple[int, in
     return float(np.minimum(robust, unique).mean())
 
 
+def clopper_pearson(hits: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact two-sided limits of a rate (Clopper and Pearson 1934); (0, 1) without a trial."""
+    from scipy.special import betaincinv
+
+    rest = (1 - confidence) / 2
+    low = float(betaincinv(hits, trials - hits + 1, rest)) if hits else 0.0
+    return low, float(betaincinv(hits + 1, trials - hits, 1 - rest)) if hits < trials else 1.0
+
+
 def _floats(values: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64)

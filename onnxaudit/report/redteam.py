@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.special import betaincinv
-
+from onnxaudit.evidence.metrics import clopper_pearson
 from onnxaudit.report.text import markdown_table, table
 
 SCHEMA = "onnxaudit.redteam/1"
@@ -69,13 +68,6 @@ def redteam_markdown(results: Results) -> str:
     return "\n\n".join([*parts, *_words(results)]) + "\n"
 
 
-def limits(found: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The two-sided Clopper-Pearson interval of a rate."""
-    rest = (1 - confidence) / 2
-    low = 0.0 if not found else float(betaincinv(found, of - found + 1, rest))
-    return low, 1.0 if found >= of else float(betaincinv(found + 1, of - found, 1 - rest))
-
-
 def _tables(results: Results) -> list[tuple[str, Sequence[str], list[tuple[str, ...]]]]:
     facts = results["facts"]
     alpha, bundle = facts["alpha"], facts["bundle"]
@@ -103,7 +95,7 @@ def accused_rows(results: Results) -> list[tuple[str, ...]]:
 
         def rate(said: Callable[[Mapping[str, Any]], bool], claims: Sequence[Mapping[str, Any]] = claims) -> str:
             found = sum(map(said, claims))
-            low, high = limits(found, len(claims))
+            low, high = clopper_pearson(found, len(claims))
             return f"{found} ({low:.0%}-{high:.0%})"
 
         rows.append(

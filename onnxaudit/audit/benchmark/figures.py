@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
-from onnxaudit.evidence.metrics import aruc, auc
+from onnxaudit.evidence.metrics import aruc, auc, clopper_pearson
 from onnxaudit.zoo.manifest import ZooEntry
 
 ALL, INDEPENDENT, SIBLING, COMBINED = "all", "independent", "sibling", "combined"
@@ -29,7 +28,7 @@ class Row:
     queries: that it uses there. positives, negatives: models that have a score. aruc: only for matching rates.
     innocent_mean, innocent_max: of the negatives' scores. derived: share of the positives with that finding; accused: negatives
     with it, the most at one seed, of ``files`` different files; bound: the highest rate of accusations that so few are
-    compatible with, see ``upper_bound``; only for the combined statistic, which carries the finding. craft_seconds: to
+    compatible with, see ``clopper_pearson``; only for the combined statistic, which carries the finding. craft_seconds: to
     make its queries, in proportion to the budget; check_seconds: to open a suspect and ask it, a mean.
     """
 
@@ -192,13 +191,6 @@ def cells(scored: Scored, games: Sequence[Contest], accesses: Sequence[str], bud
             yield Cell(scored.name, access, budget, scored.queries[place], by_task=by_task, **kept)
 
 
-def upper_bound(accused: int, innocents: int, confidence: float = 0.95) -> float | None:
-    """The exact upper end of a two-sided Clopper-Pearson interval of a rate that gave ``accused`` of so many innocents."""
-    if not innocents:
-        return None
-    return 1.0 if accused >= innocents else float(betaincinv(accused + 1, innocents - accused, (1 + confidence) / 2))
-
-
 # ------------------------------------------------------------------------------------------------------------------- one game
 
 
@@ -246,7 +238,7 @@ def _accusations(game: Contest, derived: NDArray[np.bool_], files: Sequence[str]
     share, deviation = _mean(shares)
     names = {files[place] for place in np.flatnonzero(game.negatives).tolist()}
     worst = max(len({files[place] for place in np.flatnonzero(game.negatives & row).tolist()}) for row in derived)
-    bound = _rounded(upper_bound(worst, len(names)))
+    bound = _rounded(clopper_pearson(worst, len(names))[1]) if names else None
     return {"derived": share, "derived_sd": deviation, "accused": worst, "files": len(names), "bound": bound}
 
 
