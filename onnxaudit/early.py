@@ -84,6 +84,7 @@ def recover(transcript: Transcript) -> None:
         if not known.issuperset(rows.tolist()):
             transcript.record(rows, answers)
             transcript.kept.append((rows, answers))
+            known.update(rows.tolist())
     early.path.unlink(missing_ok=True)
 
 

@@ -46,7 +46,11 @@ class SuspectError(OnnxauditError):
     exit_code = 4
 
 
-class OtherClasses(SuspectError):  # noqa: N818 - a kind of SuspectError
+class Nonsense(SuspectError):  # noqa: N818 - a kind of SuspectError
+    """The suspect answered, and what it said is no answer to what it was asked (exit 4)."""
+
+
+class OtherClasses(Nonsense):
     """The suspect names classes, or so many, that the victim does not have: its label set is another one (exit 4)."""
 
 

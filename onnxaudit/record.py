@@ -50,7 +50,7 @@ class Run:
     (entry as JSON, answers) of models that calibrated instead of the bundle's. shown: (model, kind, what it showed of its
     inside), model "suspect" or a reference's id. sent, failed: queries, retries included; None where it did not come to an end.
     lost: queries that came to nothing so far; None in a transcript that does not say. vouched: as of the record when it began.
-    probed: queries of a search for a wiring that were asked before.
+    probed: queries of a search for a wiring that were asked before. refused: those asked again got no answer of use.
     """
 
     facts: Mapping[str, Any]
@@ -63,6 +63,7 @@ class Run:
     probed: int = 0
     lost: int | None = None
     vouched: bool = False
+    refused: bool = False
 
 
 @dataclass(slots=True)
@@ -93,6 +94,8 @@ class Record:
         elif "run" in entry:
             known, probed = sum(len(rows) for rows, _ in self.kept), sum(len(probe.rows) for probe in self.probes)
             self.runs.append(Run(_facts(entry["run"], where), known, probed=probed, vouched=self.vouched))
+        elif "again" in entry and entry.get("refused") is True:
+            self._run(where).refused = True
         elif "again" in entry:
             self._run(where).again.append(from_entry({"rows": entry.pop("again"), **entry}, where))
         elif "reference" in entry:
@@ -132,6 +135,16 @@ class Record:
             count += sum(row not in by_heart for row in rows[run.known :]) + sum(len(again) for again, _ in run.again)
             count += sum(run.lost is None or not none for none in refused[run.probed :]) + (run.lost or 0)
             del rows[run.known :], refused[run.probed :]
+        return count
+
+    @property
+    def repeated(self) -> int:
+        """How many of ``unfinished`` were asked again."""
+        count = 0
+        for run in reversed(self.runs):
+            if run.sent is not None:
+                break
+            count += sum(len(again) for again, _ in run.again)
         return count
 
     @property

@@ -91,6 +91,11 @@ class Transcript:
         return self._record.unfinished
 
     @property
+    def repeated(self) -> int:
+        """How many of the unfinished queries were asked again: see ``Record.repeated``."""
+        return self._record.repeated
+
+    @property
     def vouched(self) -> bool:
         """Whether a run that adds no answer need ask none again: see ``Record.vouched``."""
         return self._record.vouched
@@ -112,6 +117,10 @@ class Transcript:
         """Append what that search came to: all answers after it are to queries under this wiring."""
         self.wired = dict(wired)
         self._write({"wired": self.wired})
+
+    def refuse_repeat(self) -> None:
+        """Append that queries which were answered before got no answer of use when they were asked again."""
+        self._write({"again": [], "refused": True})
 
     def repeat(self, rows: NDArray[np.int64], answers: Answers) -> None:
         """Append answers to queries that were answered before: whether the suspect is stable is judged by them."""

@@ -372,3 +372,23 @@ def test_private_class_names_need_no_order(crafted_path: Path, tmp_path: Path) -
     assert "--label-space unknown" in _run(*given, code=4, cwd=tmp_path)
     said = _run(*given, "--label-space", "unknown", code=10, cwd=tmp_path)
     assert "pairs" in said
+
+
+def test_ranked_names_without_a_number_of_classes_are_judged_as_their_ranks_are(crafted: QueryBundle) -> None:
+    """Names are numbered as they are hashed, up to 2^31: that must cost nothing, and change nothing."""
+    said = crafted.answers["victim"].degrade(Access.TOPK, 3)
+    names = np.random.default_rng(3).choice(2**31 - 2, 10, replace=False).astype(np.int32)
+    card = SuspectCard("", "http", crafted.manifest.input)
+    known = Answers(said.classes, said.scores, Access.TOPK, None)
+    named = Answers(names[said.classes], said.scores, Access.TOPK, None)
+    for planned in (None, (50, 100)):
+        one, two = (judge(crafted, card, answers, None, label_free=True, planned=planned) for answers in (known, named))
+        assert one.p_value == two.p_value
+        assert one.finding == two.finding == "derived"
+
+
+@pytest.mark.parametrize("planned", [(1, 2), (3,), (50, 100)])
+def test_one_label_for_everything_with_looks_is_inconclusive(crafted: QueryBundle, planned: tuple[int, ...]) -> None:
+    answers = Answers.from_labels(np.full(len(crafted.queries), 3), None)
+    report = judge(crafted, SuspectCard("", "http", crafted.manifest.input), answers, None, label_free=True, planned=planned)
+    assert report.finding == "inconclusive"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,10 @@ from onnxaudit.audit.progress import Silent
 from onnxaudit.audit.repeating import STEADY, repeatable, steady, wavering
 from onnxaudit.audit.verifying.verifying import VerifyOptions, verify_file
 from onnxaudit.bundle import QueryBundle, load
-from tests.bundles import CONTROLS, QUERIES, Noisy, simulated_bundle
+from onnxaudit.decode import canonical
+from onnxaudit.errors import ArtefactError, Nonsense, OtherClasses, SuspectError, Unreachable
+from onnxaudit.suspect import Queries
+from tests.bundles import CONTROLS, QUERIES, Noisy, Recorded, simulated_bundle
 from tests.simulated import BUNDLE, VICTIM
 
 LOOKS = (10, 20, 30)
@@ -142,3 +147,107 @@ def test_dynamic_quantisation_in_other_batches_is_no_noise() -> None:
         repeats = [(np.arange(len(images)), answers(batch))]
         assert repeatable(alone, repeats) is alone
         assert wavering(alone, repeats) != ()
+
+
+def test_the_end_of_a_list_of_the_best_is_no_noise() -> None:
+    """Two classes that are nearly as likely change places there; that one is not named does not make it unlikely."""
+    first = Answers(np.array([[0, 1], [2, 3]], np.int32), np.array([[0.6, 0.2], [0.9, 0.05]], np.float32), Access.TOPK, 100)
+    again = Answers(np.array([[0, 2], [2, 3]], np.int32), np.array([[0.6, 0.19999], [0.9, 0.05]], np.float32), Access.TOPK, 100)
+    rows = np.arange(2)
+    assert repeatable(first, [(rows, again)]) is first
+    gone = Answers(np.array([[0, 2], [2, 3]], np.int32), np.array([[0.6, 0.1], [0.9, 0.05]], np.float32), Access.TOPK, 100)
+    assert repeatable(first, [(rows, gone)]).access == Access.LABEL  # class 1 had 0.2, and now at most 0.1
+
+
+def test_names_are_numbers_of_any_size_and_cost_no_more_memory() -> None:
+    first = Answers(np.array([[2**31 - 2, 5]], np.int32), np.array([[0.6, 0.2]], np.float32), Access.TOPK, None)
+    assert wavering(first, [(np.arange(1), first)]) == ()
+
+
+class AskedBefore(Recorded):
+    """Says ``error`` to a query that it has answered."""
+
+    def __init__(self, bundle: QueryBundle, error: SuspectError, spared: int = 0) -> None:
+        super().__init__(bundle, bundle.answers["victim"], batch=1)
+        self._error, self._spared = error, spared
+
+    def _ask(self, queries: Queries) -> Answers:
+        if len(self.rows) >= QUERIES + self._spared:
+            raise self._error
+        return super()._ask(queries)
+
+
+@pytest.mark.parametrize(
+    ("error", "spared", "finding"),
+    [
+        (OtherClasses("it names class 6"), 0, "inconclusive"),
+        (OtherClasses("it names class 6"), 2, "inconclusive"),
+        (Nonsense("it says NaN"), 2, "inconclusive"),
+        (SuspectError("it answers no query twice"), 0, "inconclusive"),
+        (SuspectError("the line went dead"), 2, "derived"),
+    ],
+)
+def test_nonsense_to_a_query_that_was_answered_before_is_no_steady_answer(
+    tmp_path: Path, error: SuspectError, spared: int, finding: str
+) -> None:
+    simulated_bundle(39).save(tmp_path / "b.oab")
+    bundle = load(tmp_path / "b.oab")
+    options = CheckOptions(repeat=4, evidence=tmp_path / "e.jsonl")
+    report = check(bundle, AskedBefore(bundle, error, spared), options, Silent())
+    assert report.finding == finding
+    assert any("could not be asked again" in reason for reason in report.reasons) == (finding == "inconclusive")
+    (tmp_path / "r.json").write_text(report.to_json() + "\n", encoding="utf-8")
+    lines = verify_file(tmp_path / "r.json", VerifyOptions(lambda: tmp_path / "b.oab", tmp_path / "e.jsonl"))
+    assert any("to the last bit" in line for line in lines)
+    resumed = check(
+        bundle, AskedBefore(bundle, error, QUERIES), CheckOptions(repeat=4, evidence=tmp_path / "e.jsonl", resume=True), Silent()
+    )
+    assert resumed.finding == "derived"  # it was a bad moment
+
+
+def test_a_suspect_that_is_gone_before_anything_was_asked_again_ends_the_run(tmp_path: Path) -> None:
+    bundle = simulated_bundle(39)
+    with pytest.raises(Unreachable):
+        check(bundle, AskedBefore(bundle, Unreachable("it is down")), CheckOptions(repeat=4, evidence=tmp_path / "e"), Silent())
+
+
+@pytest.mark.parametrize("change", [{"again": [10**6]}, {"again": [-1]}, {"num_classes": 400}])
+def test_repeats_of_a_transcript_that_was_changed_are_not_gone_on_with(tmp_path: Path, change: dict[str, object]) -> None:
+    path, bundle = tmp_path / "e.jsonl", simulated_bundle(39)
+    check(bundle, Recorded(bundle, bundle.answers["victim"], batch=1), CheckOptions(repeat=4, evidence=path), Silent())
+    lines, previous = [], ""
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        entry = {**entry, **(change if "again" in entry else {}), "previous": previous}
+        lines.append(canonical(entry) + "\n")
+        previous = hashlib.sha256(lines[-1].encode()).hexdigest()
+    path.write_text("".join(lines))
+    suspect = Recorded(bundle, bundle.answers["victim"], batch=1)
+    with pytest.raises(ArtefactError):
+        check(bundle, suspect, CheckOptions(repeat=4, evidence=path, resume=True), Silent())
+    assert suspect.rows == []
+
+
+class Counting(AskedBefore):
+    """Counts what it is sent, and needs two tries for each query that it answered before."""
+
+    def __init__(self, bundle: QueryBundle) -> None:
+        super().__init__(bundle, SuspectError(""), QUERIES)
+        self.queries_sent = 0
+
+    def _ask(self, queries: Queries) -> Answers:
+        self.queries_sent += len(queries) * (2 if len(self.rows) >= QUERIES else 1)
+        return super()._ask(queries)
+
+
+def test_what_came_to_nothing_among_repeats_is_counted() -> None:
+    bundle = simulated_bundle(39)
+    report = check(bundle, Counting(bundle), CheckOptions(repeat=4), Silent())
+    assert report.queries == {"sent": QUERIES + 8, "reused": 0, "failed": 4}
+
+
+def test_a_budget_holds_where_queries_are_asked_again_at_a_look(tmp_path: Path) -> None:
+    for budget in range(40, 96):
+        suspect = Noisy(BUNDLE, VICTIM, 0.5)
+        check(BUNDLE, suspect, CheckOptions(looks=LOOKS, repeat=4, budget=budget), Silent())
+        assert len(suspect.rows) <= budget

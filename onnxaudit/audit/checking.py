@@ -26,12 +26,12 @@ from onnxaudit.audit.judging.looking import Schedule, asking_order
 from onnxaudit.audit.label_spaces import with_references_of_any
 from onnxaudit.audit.once import once
 from onnxaudit.audit.progress import Progress
-from onnxaudit.audit.repeating import Repeats, repeatable
+from onnxaudit.audit.repeating import Repeats, check_repeats, repeatable
 from onnxaudit.audit.wiring import wire
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.early import recover, refuse_leftover
 from onnxaudit.errors import UsageError
-from onnxaudit.interview import Interview, interview
+from onnxaudit.interview import Interview, assemble, interview
 from onnxaudit.registry import open_suspect
 from onnxaudit.report.model import Report
 from onnxaudit.sandbox.limits import Limits
@@ -177,8 +177,11 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
     try:
         if transcript:
             recover(transcript)
+            if transcript.repeats:
+                check_repeats(transcript.repeats, assemble(transcript.kept, len(bundle.queries)), transcript.path.name)
             repeat = max(repeat, REPEATS) if transcript.kept else repeat
-            reserve = reserve if transcript.unfinished else repeat  # gone on with, it asks what it would have asked at once
+            # gone on with, it asks what it would have asked at once
+            reserve = max(min(1, reserve), reserve - transcript.repeated) if transcript.unfinished else repeat
             if options.budget is not None:
                 options = dataclasses.replace(options, budget=max(0, options.budget - transcript.unfinished))
                 suspect.spent(transcript.unfinished)
@@ -195,7 +198,7 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
         inside = look_inside(bundle, suspect.inside)
         if transcript:
             transcript.show(inside)
-        again = Repeats(bundle.queries, suspect, repeat, options.budget, transcript)
+        again = Repeats(bundle.queries, suspect, repeat, reserve, options.budget, transcript)
         result = interview(
             suspect,
             bundle.queries,
@@ -220,6 +223,7 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
     heard = Heard(
         result.answers,
         tuple(again.batches),
+        again.refused,
         again.asked > 0 or (transcript is not None and transcript.vouched and fresh == 0),
         result.reused,
         result.looks,

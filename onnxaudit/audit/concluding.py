@@ -23,13 +23,14 @@ from onnxaudit.transcript import Batch
 class Heard:
     """All that a check heard of a suspect. answers: to each query first; repeats: to those that were asked again, in all runs.
 
-    repeated: whether any were asked again in the last run. reused: answers of earlier runs that it went on with. looks: how
-    often answers were judged as they came in, without a plan. wired: how its input was encoded when it was opened, and what the
-    search for another wiring came to, if there was one.
+    refused: in the last run, those asked again got no answer of use. repeated: whether any were asked again in it. reused:
+    answers of earlier runs that it went on with. looks: how often answers were judged as they came in, without a plan. wired:
+    how its input was encoded when it was opened, and what the search for another wiring came to, if there was one.
     """
 
     answers: Answers
     repeats: tuple[Batch, ...]
+    refused: bool
     repeated: bool
     reused: int
     looks: int
@@ -59,7 +60,7 @@ def conclude(
         card=card,
         answers=answers,
         alpha=alpha,
-        stable=steady(heard.answers, heard.repeats) and (heard.repeated or not heard.reused),
+        stable=steady(heard.answers, heard.repeats) and not heard.refused and (heard.repeated or not heard.reused),
         looks=heard.looks,
         inside=heard.inside,
         planned=planned,

@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from onnxaudit.decode import canonical, decode
-from onnxaudit.errors import MOST, ArtefactError, OnnxauditError, OtherClasses, Stopped, SuspectError, Unreachable, UsageError
+from onnxaudit.errors import (
+    MOST,
+    ArtefactError,
+    Nonsense,
+    OnnxauditError,
+    OtherClasses,
+    Stopped,
+    SuspectError,
+    Unreachable,
+    UsageError,
+)
 from onnxaudit.sandbox.limits import Limits
 from onnxaudit.suspect import SuspectCard, Target
 
@@ -20,7 +30,7 @@ MAX_FACTS = 1 << 16
 LONGEST = 4096
 """Characters of a text of a card; none that is meant is longer."""
 CROSSING: Mapping[str, type[OnnxauditError]] = {
-    kind.__name__: kind for kind in (UsageError, ArtefactError, SuspectError, OtherClasses, Unreachable, Stopped)
+    kind.__name__: kind for kind in (UsageError, ArtefactError, SuspectError, Nonsense, OtherClasses, Unreachable, Stopped)
 }
 """Errors that stay what they are. The others only steer an interview (BudgetSpent, SmallerBatch): a suspect must not."""
 

@@ -13,7 +13,7 @@ from mmap import mmap
 import requests
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
-from onnxaudit.errors import SuspectError, UsageError
+from onnxaudit.errors import Nonsense, SuspectError, UsageError
 from onnxaudit_adapters.http.deadlines import WholeReplies
 from onnxaudit_adapters.http.dialects import Reply
 from onnxaudit_adapters.http.options import Address, HttpOptions
@@ -24,7 +24,7 @@ _MAX_COMPLAINT = 64 * 2**10  # bytes read of a reply that is an error
 _CHUNK = 64 * 2**10
 
 
-class GarbageError(SuspectError):
+class GarbageError(Nonsense):
     """A reply with status 2xx that is not what was asked for. After a success it is asked for again; it is never made to fit."""
 
 

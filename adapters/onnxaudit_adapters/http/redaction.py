@@ -56,12 +56,24 @@ def _base64(word: str) -> str:
 
 
 def _spelled(word: str) -> str:
-    """A pattern of a secret as servers write it down: as it is, and as JSON, URLs and HTML escape it, here or there."""
-    return "".join(letter if letter.isascii() and letter.isalnum() else _escaped(letter) for letter in word)
+    """A pattern of a secret as servers write it down: as it is, and as JSON, URLs and HTML escape it, here or there.
+
+    A run of backslashes is as long as escaping may make it, and taken at once: tried in every length it would take for ever.
+    """
+    parts = re.findall(r"\\+|[^\\]", word, re.DOTALL)
+    return "".join(
+        rf"(?:\\{{1,4}}(?i:u005c|x5c)|\\|(?i:%(?:25)*5c)|&(?i:bsol|#0*92|#x0*5c);){{1,{max(64, 4 * len(part))}}}+"
+        if part[0] == "\\"
+        else _escaped(part, after=number > 0 and parts[number - 1][0] == "\\")
+        for number, part in enumerate(parts)
+    )
 
 
-def _escaped(letter: str) -> str:
-    """A pattern of a letter and its escapes; frameworks differ in what they escape, and in which of the ways."""
+def _escaped(letter: str, *, after: bool) -> str:
+    """A pattern of a letter and its escapes; frameworks differ in what they escape, and in which of the ways.
+
+    after: backslashes come before it, which have taken those of its own.
+    """
     code = ord(letter)
     octets = letter.encode("utf-8", "surrogateescape")
     name = html.entities.codepoint2name.get(code)
@@ -80,7 +92,7 @@ def _escaped(letter: str) -> str:
         "|".join(
             [
                 rf"\\{{0,4}}{re.escape(letter)}",
-                rf"\\{{1,4}}(?i:u{code:04x}|x{code:02x})",
+                rf"\\{{{0 if after else 1},4}}(?i:u{code:04x}|x{code:02x})",
                 "(?i:" + "".join(f"%(?:25)*{octet:02x}" for octet in octets) + ")",
                 rf"&(?i:#0*{code}|#x0*{code:x});",
                 *([f"&(?:{named});"] if named else []),

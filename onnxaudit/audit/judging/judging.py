@@ -240,7 +240,7 @@ def _margin(comparison: Comparison, tolerance: float) -> float | None:
 
 def _is_whole(seen: Seen) -> bool:
     """Whether the last planned look is the one that is reported."""
-    return seen.standings[-1].p is not None and seen.final
+    return bool(seen.standings) and seen.standings[-1].p is not None and seen.final
 
 
 def _line_up(bundle: QueryBundle, comparison: Comparison, *, early: bool, label_free: bool) -> LineUp | None:

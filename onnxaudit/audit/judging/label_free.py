@@ -141,11 +141,16 @@ def label_free_controls(bundle: QueryBundle, answers: Answers) -> Controls:
 
 
 def named_classes(bundle: QueryBundle, answers: Answers, *, label_free: bool) -> Answers:
-    """The answers with a number of classes: the victim's, or without labels the suspect's own, as far as it is known."""
+    """The answers with a number of classes: the victim's, or without labels the suspect's own, as far as it is known.
+
+    Where it is not, the classes that were named get the numbers from 0: names have any number, and none has a meaning here.
+    """
     victim = bundle.manifest.victim.num_classes
-    if not label_free:
-        return dataclasses.replace(answers, num_classes=victim)
-    return dataclasses.replace(answers, num_classes=answers.num_classes or max(victim, int(answers.classes.max(initial=0)) + 1))
+    if not label_free or answers.num_classes is not None:
+        return dataclasses.replace(answers, num_classes=answers.num_classes if label_free else victim)
+    named = np.unique(answers.classes[answers.classes >= 0])
+    numbered = np.where(answers.classes >= 0, np.searchsorted(named, answers.classes), -1).astype(np.int32)
+    return dataclasses.replace(answers, classes=numbered, num_classes=max(victim, len(named)))
 
 
 def other_task(bundle: QueryBundle, references: Sequence[Answers], answers: Answers, level: float) -> list[str]:

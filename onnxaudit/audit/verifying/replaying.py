@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from onnxaudit import __version__
-from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import control_accuracy, with_models
 from onnxaudit.audit.checking import UNKNOWN, without_references
 from onnxaudit.audit.concluding import Heard, conclude
+from onnxaudit.audit.repeating import check_repeats
 from onnxaudit.audit.verifying.records import read_json, read_transcript
 from onnxaudit.audit.wiring import searched_again
 from onnxaudit.bundle import ModelEntry, QueryBundle, load
@@ -23,7 +23,7 @@ from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.interview import assemble
 from onnxaudit.report.model import INCONCLUSIVE, Report, seal, written
 from onnxaudit.suspect import InputSpec, SuspectCard
-from onnxaudit.transcript import SCHEMA, Batch, Record, Run, check_kept
+from onnxaudit.transcript import SCHEMA, Record, Run, check_kept
 
 NOT_RECOMPUTED = ("seconds", "digest")
 """Keys of a report that no transcript can give: the seal alone covers them."""
@@ -152,7 +152,8 @@ def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
     classes = None if label_free else bundle.manifest.victim.num_classes
     check_kept(record.kept, len(bundle.queries), classes)
     answers = assemble(record.kept, len(bundle.queries))
-    repeats = _repeats(record, answers, where)
+    repeats = [batch for run in record.runs for batch in run.again]
+    check_repeats(repeats, answers, where)
     given = facts.pool_notes is not None
     used = _with_references(bundle, run, facts.pool_notes or (), where, label_free=label_free) if given else bundle
     searched = searched_again(used, header.input, record.probes, record.wired) if header.autofix else None
@@ -164,6 +165,7 @@ def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
         Heard(
             answers,
             tuple(repeats),
+            run.refused,
             bool(run.again) or (run.vouched and run.known == int(answers.answered.sum())),
             run.known,
             max(1, len(record.looks)),
@@ -195,16 +197,6 @@ def _read(bundle: QueryBundle, record: Record, where: str) -> tuple[_Header, _Fa
     if not record.kept:
         raise ArtefactError(f"{where} holds no answers")
     return header, decode(_Facts, dict(record.runs[-1].facts), f"{where}: its last run")
-
-
-def _repeats(record: Record, answers: Answers, where: str) -> list[Batch]:
-    """Answers to queries that were asked twice, of all runs. Raises ArtefactError for those that cannot be."""
-    repeats = [batch for run in record.runs for batch in run.again]
-    for rows, again in repeats:
-        check_kept([(rows, again)], len(answers), answers.num_classes)
-        if not answers.answered[rows].all():
-            raise ArtefactError(f"{where}: a query was asked again that was not answered before", "The file was changed.")
-    return repeats
 
 
 def _with_references(bundle: QueryBundle, run: Run, notes: tuple[str, ...], where: str, *, label_free: bool) -> QueryBundle:
