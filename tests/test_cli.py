@@ -52,6 +52,7 @@ def assert_error(done: subprocess.CompletedProcess[str], code: int, said: str) -
 
 def document(done: subprocess.CompletedProcess[str]) -> Any:
     """The only thing on stdout: one JSON document."""
+    assert done.stdout, (done.returncode, done.stderr)
     value, end = json.JSONDecoder(parse_constant=refuse_constant).raw_decode(done.stdout)
     assert done.stdout[end:] == "\n"
     return value

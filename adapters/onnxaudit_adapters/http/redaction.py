@@ -58,11 +58,11 @@ def _base64(word: str) -> str:
 def _spelled(word: str) -> str:
     """A pattern of a secret as servers write it down: as it is, and as JSON, URLs and HTML escape it, here or there.
 
-    A run of backslashes is as long as escaping may make it, and taken at once: tried in every length it would take for ever.
+    A run of backslashes is as long as escaping may make it, and has one reading: with several for each it would take for ever.
     """
     parts = re.findall(r"\\+|[^\\]", word, re.DOTALL)
     return "".join(
-        rf"(?:\\{{1,4}}(?i:u005c|x5c)|\\|(?i:%(?:25)*5c)|&(?i:bsol|#0*92|#x0*5c);){{1,{max(64, 4 * len(part))}}}+"
+        rf"(?:\\(?i:u005c|x5c)?|(?i:%(?:25)*5c)|&(?i:bsol|#0*92|#x0*5c);){{1,{max(64, 4 * len(part))}}}"
         if part[0] == "\\"
         else _escaped(part, after=number > 0 and parts[number - 1][0] == "\\")
         for number, part in enumerate(parts)
