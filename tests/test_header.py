@@ -73,7 +73,7 @@ def test_much_is_said_in_short() -> None:
     [
         {"\x1b[2J\nfinding: derived" * 9000: "x"},
         {"access": "\x1b[2J\nfinding: derived" * 9000},
-        {"looks": [["x" * 9000] * 9000] * 9},
+        {"looks": [["x" * 900] * 90] * 9},
         {"suspect": {"source": {"a": ["\u202e"] * 9000}}},
         {"input": {"scale": "9" * 9000, "mean": "\ud800"}},
     ],
