@@ -101,8 +101,8 @@ class Runner:
         text, served = block.text, FIRST_SUSPECT
         for directive in block.directives:
             word, _, rest = directive.partition(" ")
-            if directive.startswith("s/"):
-                _, old, new, _ = directive.split("/")
+            if directive.startswith(("s/", "s|")):
+                _, old, new, _ = directive.split(directive[1])
                 assert old in text, f"{directive}: {old!r} is not in the block"
                 text = text.replace(old, new)
             elif word == "file":
