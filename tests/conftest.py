@@ -16,6 +16,8 @@ from onnxaudit.bundle import QueryBundle, load
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
 
+os.environ.pop("PYTHONUNBUFFERED", None)  # commands print as they do for users: what is not flushed is lost
+
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 ZOO = FIXTURES / "zoo"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -68,6 +69,8 @@ def main() -> NoReturn:
         )
         code = 1
     sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()  # what was shown before an error, as a report whose file could not be written
     if sys.argv[1:2] in (["check"], ["craft"]) and "joblib" not in sys.modules:
         os._exit(code)  # all is written and closed, no process was started; taking the interpreter apart takes a twentieth more
     sys.exit(code)
