@@ -210,7 +210,7 @@ def test_a_strange_reply_after_good_ones_is_asked_for_again_and_no_option_is_ask
 
 
 def test_more_classes_than_any_classifier_has_are_garbage() -> None:
-    wide: Callable[[int, bytes], Any] = lambda *_: as_json({"output": [[0.5] * 200_000]})  # noqa: E731
+    wide: Callable[[int, bytes], Any] = lambda *_: as_json({"output": [[0.5] * 200_000]})  # noqa: E731 - one expression, typed
     with (
         served(Script(wide, {})) as url,
         open_http(Target(url + "/x", SPEC, options={"dialect": "plain"})) as suspect,

@@ -39,7 +39,7 @@ class Fault:
 class _Session(requests.Session):
     """A session that does not look at redirects: requests reads their body, and .netrc for their host, even unfollowed."""
 
-    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002
+    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - the signature is the library's
         return None
 
 
