@@ -284,7 +284,7 @@ def test_whatever_fails_once_the_bundle_is_loaded_is_a_report(folder: Path, what
 def test_a_report_is_shown_before_it_is_written(folder: Path) -> None:
     """Answers were paid for: a file that cannot be written must not swallow what they say."""
     honest(folder / "m.onnx")
-    (folder / "r.json").mkdir()
+    (folder / "r.json.tmp").mkdir()  # what is written first
     done = run("check", "m.onnx", "--json", "-o", "r.json", cwd=folder)
     assert document(done)["status"] == "complete"
     assert done.stderr.startswith("error: r.json cannot be written")

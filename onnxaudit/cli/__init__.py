@@ -58,7 +58,7 @@ def main() -> NoReturn:
         if "--debug" in sys.argv:
             traceback.print_exc()
         _discard_stdout()
-        where = one_line(f" ({error.filename})") if error.filename else ""
+        where = f" ({one_line(str(error.filename))})" if error.filename else ""
         print(f"error: reading or writing failed: {error.strerror}{where}. Check the disk and permissions.", file=sys.stderr)
         code = UsageError.exit_code
     except Exception as error:  # whatever is left is a bug, and must neither look like a finding nor spill a traceback
@@ -121,7 +121,7 @@ def _run(arguments: list[str]) -> int:
         if message is None:
             raise
         where = f"onnxaudit {names[0]}" if len(names) == 1 else "onnxaudit"
-        raise UsageError(message().rstrip("."), f"See: {where} --help") from None
+        raise UsageError(message().rstrip(".").replace("'?", "'"), f"See: {where} --help") from None
 
 
 def _callback() -> None:

@@ -1,6 +1,7 @@
 """onnxaudit check."""
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 from onnxaudit.cli.console import (
     Console,
     check_alpha,
+    check_apart,
     find_bundle,
     parse_choice,
     parse_counts,
@@ -142,7 +144,13 @@ def check(
     if file and budget is None:
         budget = file.http.get("budget")
     source = url or suspect or ""
-    loaded = load(find_bundle(bundle))
+    found = find_bundle(bundle)
+    read = {"the bundle": found, "the suspect": None if url else source, "the target file": target}
+    if evidence is not None:
+        check_apart(evidence, "--evidence", read)
+    for path in output or []:
+        check_apart(path, "-o", {**read, "the transcript": evidence})
+    loaded = load(found)
     options = CheckOptions(
         alpha,
         references,
@@ -194,9 +202,10 @@ def check(
             typer.echo(f"error: {report.reasons[0]}", err=True)  # the error, and what was kept
         else:
             show(report, as_json=json)
-    finally:  # a terminal that went away must not cost the file, nor the other way round
-        for path in output or []:
-            write_all(report, path, loaded)
+    finally:  # a terminal that went away must not cost the files, nor one of them another
+        with ExitStack() as writing:
+            for path in output or []:
+                writing.callback(write_all, report, path, loaded)
     return report.exit_code
 
 

@@ -5,7 +5,11 @@ from typing import Annotated
 
 import typer
 
+from onnxaudit.cli.console import check_apart
 from onnxaudit.errors import UsageError
+
+LONGEST = 6
+"""Digits of a query's number; nobody opens more than a million."""
 
 
 def commit(
@@ -29,9 +33,14 @@ def commit(
         if date or sign or timestamp_request:
             raise UsageError("--open shows queries of a commitment that exists", "Leave out --date, --sign and the like.")
         path = output or Path(file.name.removesuffix(".oab") + ".opening.json")
+        check_apart(path, "-o", {"the bundle": file})
         lines = show_rows(file, parse_rows(open), path, force=force)
     else:
         path = output or Path(file.name.removesuffix(".oab") + ".commitment.json")
+        read = {"what is committed to": file, "the key": sign}
+        check_apart(path, "-o", read)
+        if timestamp_request is not None:
+            check_apart(timestamp_request, "--timestamp-request", {**read, "the commitment": path})
         lines = bind(file, Binding(path, date, sign, timestamp_request, force))
     for line in lines:
         typer.echo(line)
@@ -42,9 +51,9 @@ def parse_rows(text: str) -> list[int]:
     rows: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or len(first) > 9 or len(last) > 9:
-            raise UsageError(f"--open {text!r} names no queries", "Give numbers and ranges: 0-4,17")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or max(len(first), len(last)) > LONGEST:
+            raise UsageError(f"--open {text[:60]!r} names no queries", "Give numbers and ranges: 0-4,17")
         rows.update(range(int(first), int(last or first) + 1))
     if not rows:
-        raise UsageError(f"--open {text!r} names no queries", "Give numbers and ranges: 0-4,17")
+        raise UsageError(f"--open {text[:60]!r} names no queries", "Give numbers and ranges: 0-4,17")
     return sorted(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from onnxaudit.errors import UsageError
 
 PATIENCE = 1.0
 """Seconds before a step gets a bar."""
+LEAST_ALPHA = 1e-9
+"""It needs a billion references."""
 
 
 class Console:
@@ -87,6 +89,15 @@ def find_bundle(given: Path | None) -> Path:
     raise UsageError("no bundle given, and no .oab file here", "Give --bundle F.oab, or make one with: onnxaudit craft VICTIM")
 
 
+def check_apart(output: Path, option: str, others: Mapping[str, Path | str | None]) -> None:
+    """Raise UsageError where an output has no name, or would replace a file that is read or kept. others: by what they are."""
+    if not output.name:
+        raise UsageError(f"{option} {str(output)!r} is no name of a file", "Give one.")
+    for what, other in others.items():
+        if other is not None and os.path.realpath(output) == os.path.realpath(other):
+            raise UsageError(f"{option} {output} would replace {what}", f"Give {option} another name.")
+
+
 def parse_shape(text: str | None) -> tuple[int, ...] | None:
     """ "28x28x1" as (28, 28, 1), "64" as (64,)."""
     if text is None:
@@ -151,9 +162,9 @@ def parse_counts(text: str, option: str) -> list[int]:
 
 
 def check_alpha(alpha: float | None) -> None:
-    """Raise UsageError unless alpha is None or between 0 and 1."""
-    if alpha is not None and not 0 < alpha < 1:
-        raise UsageError(f"--alpha {alpha:g} must lie between 0 and 1", "For example 0.05.")
+    """Raise UsageError unless alpha is None or between 0 and 1, and not so small that no pool of references could do."""
+    if alpha is not None and not LEAST_ALPHA <= alpha < 1:
+        raise UsageError(f"--alpha {alpha:g} must lie between {LEAST_ALPHA:g} and 1", "For example 0.05.")
 
 
 def parse_headers(lines: list[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from onnxaudit.cli.console import Console, check_alpha, parse_counts, parse_input
+from onnxaudit.cli.console import Console, check_alpha, check_apart, parse_counts, parse_input
 from onnxaudit.cli.options import (
     AllowPickle,
     ChannelOrder,
@@ -81,6 +81,7 @@ def craft(
     """Craft a query bundle from the victim (white box, once; needs PyTorch)."""
     check_alpha(alpha)
     path = output or Path(victim.stem + ".oab")
+    check_apart(path, "-o", {"the victim": victim, "the data": data})
     if path.exists() and not force:
         raise UsageError(f"{path} exists already", "Give another name with -o, or --force to replace it.")
     if references and train_references:

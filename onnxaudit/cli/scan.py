@@ -9,6 +9,7 @@ import typer
 from onnxaudit.cli.console import (
     Console,
     check_alpha,
+    check_apart,
     find_bundle,
     parse_choice,
     parse_floats,
@@ -82,6 +83,8 @@ def scan(
 
     gc.enable()
     check_alpha(alpha)
+    check_apart(output, "-o", {"the list": list_})
+    parse_choice(device, "--device", ("auto", "cpu", "cuda"))
     if cache < 1:
         raise UsageError(f"--cache {cache} keeps nothing", "Give a positive number of MiB.")
     loaded = [load(path) for path in (bundle or [find_bundle(None)])]

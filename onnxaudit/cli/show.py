@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from onnxaudit.errors import UsageError
+
 
 def show(
     file: Annotated[Path, typer.Argument(help="A query bundle.")],
@@ -17,6 +19,8 @@ def show(
     from onnxaudit.report.contents import contents
     from onnxaudit.report.sheet import save_sheet, terminal_rows, terminal_takes_pictures
 
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise UsageError(f"--sheet {sheet} is no name of a PNG", "Let it end in .png.")  # a bundle's name would replace it
     bundle = load(file)
     typer.echo(f"{file}\n{contents(bundle)}")
     if sheet is not None:

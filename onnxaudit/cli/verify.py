@@ -37,8 +37,11 @@ def verify(
 
     given = {"data": data, "references": references, "surrogates": surrogates, "siblings": siblings}
     more = {"model": model, "allow_pickle": allow_pickle, "device": device}
-    if reproduce is None and (idle := [name for name, value in given.items() if value is not None]):
+    asked = {**given, "model": model, "allow-pickle": allow_pickle or None}
+    if reproduce is None and (idle := [name for name, value in asked.items() if value is not None]):
         raise UsageError(f"--{idle[0]} is for crafting again", "Give the victim with --reproduce.")
+    if tsa_cert is not None and timestamp is None:
+        raise UsageError("--tsa-cert is of the authority that gave a time-stamp", "Give that with --timestamp F.tsr.")
     again = None if reproduce is None else {"victim": reproduce, **given, **more}
     options = VerifyOptions(partial(find_bundle, bundle), evidence, of, commitment, public_key, timestamp, tsa_cert, again)
     console = Console()

@@ -33,7 +33,9 @@ def check_format(path: Path) -> None:
     """Raise UsageError unless a report can be written under this name; before any query is paid for."""
     if path.suffix not in FORMATS:
         raise UsageError(f"-o {path.name}: no report format {path.suffix!r}", f"Use {', '.join(FORMATS)}.")
-    if not os.access(path.resolve().parent, os.W_OK):
+    if path.is_dir():
+        raise UsageError(f"-o {path} is a folder", "Choose another name.")
+    if not os.access(os.path.realpath(path.parent), os.W_OK):
         raise UsageError(f"-o {path}: its folder does not exist or cannot be written to", "Choose another place.")
 
 

@@ -24,8 +24,8 @@ def gathered(paths: Sequence[str], listing: Path | None = None) -> list[str]:
     """
     kinds = suffixes()
     for path in paths:
-        if "://" not in path and not Path(path).exists():
-            raise UsageError(f"{path} does not exist", "Check the path; nothing was asked.")
+        if "://" not in path and not os.path.exists(path):  # noqa: PTH110 - Path raises where a name is too long
+            raise UsageError(f"{path or repr(path)} does not exist", "Check the path; nothing was asked.")
     found = dict.fromkeys(source for path in [*paths, *_lines(listing)] for source in _expanded(path, kinds))
     if not found:
         raise UsageError(
@@ -46,13 +46,15 @@ def _lines(listing: Path | None) -> list[str]:
         raise UsageError(f"--list {listing} cannot be read: {error.strerror}", "Check the path.") from None
     if more:
         raise UsageError(f"--list {listing} has more than {MOST_LISTED} characters", "Give parts of it, one after another.")
+    if "\0" in text:
+        raise UsageError(f"--list {listing} is no list of paths", "Give a text file with one path or URL a line.")
     return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def _expanded(path: str, kinds: Collection[str]) -> Iterator[str]:
     if "://" in path:
         yield from [path] if is_endpoint(path) else listed(path, kinds)
-    elif Path(path).is_dir():
+    elif os.path.isdir(path):  # noqa: PTH112 - as above
         yield from _below(path, kinds)
     else:
         yield path

@@ -1,0 +1,87 @@
+"""No command writes over a file that it reads or keeps, whatever is given as an output; nor does one output cost another."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from onnxaudit.cli.commit import parse_rows
+from onnxaudit.cli.console import check_apart
+from onnxaudit.errors import UsageError
+from onnxaudit.report.writing import check_format
+from tests.bundles import save_linear, simulated_bundle
+from tests.test_cli import assert_error, document, run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a bundle, a suspect, a victim's file, a list, and a link to the bundle that looks like a picture."""
+    simulated_bundle(19).save(tmp_path / "small.oab")
+    save_linear(tmp_path / "m.onnx", 5, size=4)
+    (tmp_path / "victim.pt").write_bytes(b"weights")
+    (tmp_path / "list.txt").write_text("m.onnx\n")
+    (tmp_path / "link.json").symlink_to("small.oab")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("check m.onnx --evidence t.json -o t.json", "-o t.json would replace the transcript"),
+        ("check m.onnx --evidence t.json -o ./t.json -o u.json", "-o t.json would replace the transcript"),
+        ("check m.onnx --evidence m.onnx --resume", "--evidence m.onnx would replace the suspect"),
+        ("check m.onnx --evidence small.oab --resume", "--evidence small.oab would replace the bundle"),
+        ("check m.onnx -o link.json", "-o link.json would replace the bundle"),
+        ("check m.onnx --evidence ''", "is no name of a file"),
+        ("check m.onnx -o u.json -o folder.json", "-o folder.json is a folder"),
+        ("show small.oab --sheet small.oab", "--sheet small.oab is no name of a PNG"),
+        ("commit small.oab -o small.oab --force", "would replace what is committed to"),
+        ("commit small.oab -o c.json --timestamp-request c.json", "would replace the commitment"),
+        ("commit small.oab -o c.json --sign key.pem --timestamp-request key.pem --force", "would replace the key"),
+        ("commit small.oab --open 1 -o small.oab --force", "would replace the bundle"),
+        ("craft victim.pt -o victim.pt --force", "would replace the victim"),
+        ("calibrate m.onnx -o m.onnx --force", "would replace the reference"),
+        ("scan --list list.txt -o list.txt", "would replace the list"),
+        ("scan m.onnx -o ''", "is no name of a file"),
+    ],
+)
+def test_an_output_never_replaces_what_is_read_or_kept(folder: Path, line: str, words: str) -> None:
+    (folder / "folder.json").mkdir()
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    done = run(*(part.strip("'") for part in line.split()), cwd=folder)
+    assert_error(done, 2, words)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_report_that_cannot_be_written_costs_no_other(folder: Path) -> None:
+    (folder / "c.json.tmp").symlink_to("/nowhere/at/all")  # what is written first cannot be
+    done = run("check", "m.onnx", "-o", "a.json", "-o", "c.json", "-o", "b.md", cwd=folder)
+    assert done.returncode == 2
+    assert "c.json cannot be written" in done.stderr
+    assert (folder / "a.json").exists()
+    assert (folder / "b.md").exists()
+
+
+def test_a_link_to_itself_is_a_name_like_others(tmp_path: Path) -> None:
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    check_format(tmp_path / "loop.json")
+    check_apart(tmp_path / "loop.json", "-o", {"the bundle": tmp_path / "a.oab", "nothing": None})
+    with pytest.raises(UsageError, match="would replace it"):
+        check_apart(tmp_path / "loop.json", "-o", {"it": tmp_path / "loop.json"})
+
+
+@pytest.mark.parametrize("rows", ["0-999999999", "0-9999999", "9999999", "1-" + "9" * 5000])
+def test_more_queries_than_any_bundle_has_are_not_counted_up(rows: str) -> None:
+    with pytest.raises(UsageError, match="names no queries"):
+        parse_rows(rows)
+
+
+def test_a_list_that_is_no_text_is_refused_before_anything_is_asked(folder: Path) -> None:
+    digest = hashlib.sha256((folder / "small.oab").read_bytes()).hexdigest()
+    assert_error(run("scan", "--list", "small.oab", cwd=folder), 2, "is no list of paths")
+    (folder / "long.txt").write_text("x" * 5000 + "\nm.onnx\n")
+    summary = document(run("scan", "--list", "long.txt", "--json", cwd=folder))
+    assert (summary["suspects"], len(summary["failures"])) == (2, 1)  # a name that is too long is one suspect's error
+    assert hashlib.sha256((folder / "small.oab").read_bytes()).hexdigest() == digest
