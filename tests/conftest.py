@@ -16,7 +16,9 @@ from onnxaudit.bundle import QueryBundle, load
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
 
-os.environ.pop("PYTHONUNBUFFERED", None)  # commands print as they do for users: what is not flushed is lost
+# Commands run as they do for users: what is not flushed is lost, and nothing is compiled twice.
+for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
+    os.environ.pop(name, None)
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 ZOO = FIXTURES / "zoo"

@@ -1,4 +1,4 @@
-"""A real MLServer, installed on demand in an environment of its own and started on loopback."""
+"""A real MLServer, installed on demand in an environment that it shares and started on loopback."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.peers.environments import SMALL
 from tests.peers.starting import RECIPES, free_ports, installed, started
 
 
@@ -23,7 +24,7 @@ def running(models: Mapping[str, tuple[Path, Mapping[str, Any]]], folder: Path) 
     http, grpc, metrics = free_ports(3)
     ports = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics}
     (folder / "settings.json").write_text(json.dumps({"debug": False, "host": "127.0.0.1", "parallel_workers": 0, **ports}))
-    command: list[str | Path] = [installed("mlserver") / "mlserver", "start", folder]
+    command: list[str | Path] = [installed(SMALL) / "mlserver", "start", folder]
     origin = f"http://127.0.0.1:{http}"
     with started(command, f"{origin}/v2/health/ready", folder, {"PYTHONPATH": str(folder)}):
         yield origin

@@ -1,4 +1,4 @@
-"""Real servers on loopback, started from the recipes beside this file, each in an environment of its own."""
+"""Real servers on loopback, started from the recipes beside this file, in environments of their own."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
 @contextmanager
 def litserve(model: Path, folder: Path, *forms: str) -> Iterator[str]:
     """The origin of LitServe. It takes POST at a path of the name of each form: tensor, hf, label; without any, at /predict."""
-    python = installed("litserve") / "python"
+    python = installed(environments.SMALL) / "python"
     port, origin = _address()
     with started([python, RECIPES / "litserve" / "serve.py", model, port, *forms], f"{origin}/health", folder):
         yield origin
