@@ -109,7 +109,7 @@ def _fill(place: Place, pins: tuple[str, ...], bare: bool) -> None:
     python = place.folder / "bin" / "python"
     if bare:
         place.run(sys.executable, "-m", "venv", "--without-pip", place.folder)
-        install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-compile"]
+        install: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--no-compile"]
     else:
         place.run(sys.executable, "-m", "venv", place.folder)
         install = [python, "-m", "pip", "install"]
