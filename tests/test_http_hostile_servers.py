@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,14 +16,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxaudit.errors import SuspectError
+from onnxaudit.errors import SuspectError, Unreachable, UsageError
 from onnxaudit.suspect import Target
 from onnxaudit_adapters.http import open_http
 from onnxaudit_adapters.http.binary import split
 from onnxaudit_adapters.http.deadlines import MOST_BYTES
 from onnxaudit_adapters.http.names import ClassNames
+from onnxaudit_adapters.http.options import HttpOptions
+from onnxaudit_adapters.http.pacing import retry_after
+from onnxaudit_adapters.http.reading import Reader
 from onnxaudit_adapters.http.strict_json import MAX_CONTAINERS, ReplyError, as_array, parse
-from tests.http_script import EXPECTED, PATH, QUERIES, SPEC, WEIGHTS, Answer, Script, as_json, opened, scores, served
+from tests.http_script import (
+    EXPECTED,
+    METADATA,
+    PATH,
+    QUERIES,
+    SPEC,
+    WEIGHTS,
+    Answer,
+    Script,
+    as_json,
+    fail,
+    opened,
+    scores,
+    served,
+)
 
 TEXTS = b'["' + b"x" * 20000 + b'"' + b',"a"' * 50000 + b"]"
 """Of 170 KB; as a NumPy array of texts, 4 GB."""
@@ -222,3 +240,94 @@ def test_more_classes_than_any_classifier_has_are_garbage() -> None:
 def test_half_a_character_is_a_name_like_others() -> None:
     names = ClassNames(discover=True)
     assert names.index("\ud800") == names.index("\ud800") != names.index("\ud801")
+
+
+def _twice(document: dict[str, Any]) -> str:
+    return '{"outputs": [],' + json.dumps(document)[1:]
+
+
+def _two_outputs(document: dict[str, Any]) -> str:
+    return json.dumps({"outputs": [*document["outputs"], {**document["outputs"][0], "shape": [1, 4], "data": [0.0] * 4}]})
+
+
+def _true(document: dict[str, Any]) -> str:
+    document["outputs"][0]["data"][0] = True
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [(_twice, "a field twice"), (_two_outputs, "two outputs of one name"), (_true, "true or false")]
+)
+def test_a_reply_that_can_be_read_in_several_ways_is_garbage(change: Callable[[dict[str, Any]], str], words: str) -> None:
+    script = Script(lambda number, body: (200, {}, change(json.loads(scores(body)[2])).encode()) if number == 2 else scores(body))
+    with served(script) as url, opened(url + PATH) as suspect:
+        np.testing.assert_array_equal(suspect.ask(QUERIES).dense(), EXPECTED)
+        assert suspect.attempts == 3
+    script = Script(lambda _, body: (200, {}, change(json.loads(scores(body)[2])).encode()))
+    assert words in str(fail(script))
+
+
+def test_labels_that_are_true_or_false_are_no_classes() -> None:
+    for reply in ({"labels": [1, True]}, {"labels": [[1], [False]]}, {"label": True}, [True, False]):
+        with pytest.raises(SuspectError):
+            Reader(num_classes=4).answers(reply, 2 if "label" not in reply else 1)
+
+
+def test_a_mark_of_the_byte_order_is_no_garbage() -> None:
+    script = Script(lambda _, body: (200, {}, b"\xef\xbb\xbf" + scores(body)[2]))
+    with served(script) as url, opened(url + PATH) as suspect:
+        np.testing.assert_array_equal(suspect.ask(QUERIES).dense(), EXPECTED)
+
+
+def test_a_chunk_of_a_negative_size_is_tried_again_and_counted_as_lost() -> None:
+    lost: list[int] = []
+    with (
+        raw(
+            http(rows(*EXPECTED[:1].tolist())),
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n",
+            http(rows(*EXPECTED[1:2].tolist())),
+        ) as (url, seen),
+        opened(url + "/x", dialect="plain", batch=1, timeout=5.0) as suspect,
+    ):
+        suspect.tell_lost(lost.append)
+        np.testing.assert_array_equal(suspect.ask(QUERIES[:2]).dense(), EXPECTED[:2])
+    assert (len(seen), lost) == (3, [1])
+
+
+@pytest.mark.parametrize("reply", [b"\x15\x03\x01\x00\x02\x02P", b"220 mail.example.com ESMTP\r\n", b"HTTP/2 200 OK\r\n\r\n"])
+def test_what_is_not_http_is_called_that(reply: bytes) -> None:
+    with (
+        raw(reply + b"\r\n" * 2) as (url, _),
+        opened(url + "/x", dialect="plain", timeout=5.0) as suspect,
+        pytest.raises(Unreachable, match=r"what came back is not HTTP/1 .*https"),
+    ):
+        suspect.ask(QUERIES[:1])
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_is_busy_when_it_is_asked_what_it_takes_is_no_mistake_of_the_user(status: int) -> None:
+    busy = Script(lambda _, body: scores(body), {PATH: (status, {}, b"")})
+    with served(busy) as url, pytest.raises(Unreachable, match=f"answered {status} when it was asked"), opened(url + PATH):
+        pass
+    with served(busy) as url, opened(url + PATH, input_name=METADATA["inputs"][0]["name"], shape=(3,)) as suspect:  # type: ignore[index]
+        np.testing.assert_array_equal(suspect.ask(QUERIES).dense(), EXPECTED)
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding"])
+def test_no_header_of_the_user_says_where_a_request_ends(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} says where a request ends"):
+        HttpOptions.read({"headers": {name: "5"}})
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Tokyo"])
+@pytest.mark.parametrize("date", ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"])
+def test_all_three_forms_of_dates_are_greenwich_s_wherever_this_machine_is(
+    zone: str, date: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert retry_after({"retry-after": date, "date": "Sun, 06 Nov 1994 08:49:00 GMT"}, 0.0) == 37
+    finally:
+        monkeypatch.undo()
+        time.tzset()

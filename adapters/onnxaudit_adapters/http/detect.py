@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 from urllib.parse import urlsplit
 
-from onnxaudit.errors import UsageError
+from onnxaudit.errors import Unreachable, UsageError
 from onnxaudit.suspect import InputSpec, Target
 from onnxaudit_adapters.http.dialects import Dialect
 from onnxaudit_adapters.http.huggingface import HuggingFace, is_hugging_face
@@ -150,6 +150,11 @@ def _templated(target: Target, address: Address, options: HttpOptions, names: Cl
 
 def _v2(target: Target, places: Endpoints, options: HttpOptions, transport: Transport, names: ClassNames) -> Found:
     reply = transport.get(places.model)
+    if (reply.status == 429 or reply.status >= 500) and not (options.input_name and target.shape):
+        raise Unreachable(
+            f"{places.model.shown} answered {reply.status} when it was asked what the model takes",
+            "Try again later, or pass --input and --input-name.",
+        )
     metadata, trail = Metadata(), [tried(places.model, reply)]
     if reply.ok:
         try:

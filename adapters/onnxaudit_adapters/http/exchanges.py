@@ -22,6 +22,7 @@ from onnxaudit_adapters.http.redaction import Redaction
 MAX_REPLY = 16 * 2**20  # bytes
 _MAX_COMPLAINT = 64 * 2**10  # bytes read of a reply that is an error
 _CHUNK = 64 * 2**10
+_NOT_HTTP = ("BadStatusLine(", "UnknownProtocol(", "LineTooLong(", "HTTPException(", "InvalidChunkLength(")
 
 
 class GarbageError(Nonsense):
@@ -129,7 +130,7 @@ class Exchanges:
             raise UsageError(
                 f"{self._address.shown} cannot be sent a request ({type(error).__name__})", "Check the URL and the proxy."
             ) from None
-        except (requests.exceptions.RequestException, HTTPError) as error:
+        except (requests.exceptions.RequestException, HTTPError, ValueError) as error:  # of negative sizes of chunks
             what = f"{self._address.shown} gave a reply that is not HTTP ({type(error).__name__})"
             return Fault(what, SuspectError(what, "Something else than a web server may be listening there."))
 
@@ -183,6 +184,8 @@ def _reason(error: Exception, timeout: float) -> str:
         return f"no reply within {timeout:g} s"
     if isinstance(error, requests.exceptions.ProxyError):
         return "the proxy did not let it through"
+    if any(kind in text for kind in _NOT_HTTP):
+        return "what came back is not HTTP/1 (does the URL want https, or another port?)"
     for needle, words in (
         ("refused", "connection refused"),
         ("resolve", "the host name is not known"),

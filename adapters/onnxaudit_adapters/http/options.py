@@ -33,6 +33,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"timeout": (0.001, 86400), "rate": (1e-4, 1e9), "concurrency": (1, 256), "batch": (1, 65536)}
 )
 """Least and most of what limits a suspect: beyond them timers overflow, threads run out, or one query takes hours."""
+_FRAMING = ("content-length", "transfer-encoding")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 
 
@@ -198,6 +199,8 @@ def checked_headers(value: object, shown: str = "--header") -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise UsageError(f"{shown} has to be 'Name: value'")
     for name, content in value.items():
+        if isinstance(name, str) and name.lower() in _FRAMING:
+            raise UsageError(f"{shown}: {name} says where a request ends, which is not for users to say", "Leave it out.")
         if not isinstance(name, str) or not _TOKEN.match(name):
             raise UsageError(f"{shown} has to be 'Name: value' with a name of letters, digits and dashes")
         usable = isinstance(content, str) and content == content.strip() and content.isprintable()

@@ -6,6 +6,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 LONGEST_WAIT = 120.0  # seconds; a server may ask for more, an auditor should not sit there for hours
@@ -153,6 +154,7 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 def _seconds(date: str) -> float | None:
     try:
-        return parsedate_to_datetime(date).timestamp()
+        then = parsedate_to_datetime(date)  # without a zone it is not this machine's time, but that of all dates in HTTP
+        return (then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, OverflowError, OSError):
         return None

@@ -28,14 +28,23 @@ class ReplyError(SuspectError):
 
 
 def parse(body: bytes) -> object:
-    """The document in a reply. Raises ReplyError for what is not JSON, has too many or too deep parts, or NaN or infinity."""
+    """The document in a reply. Raises ReplyError for what is not JSON, has too many or too deep parts, NaN or infinity, or
+    says a field twice: which of the two is meant, nobody knows."""
     if _depth(body) > MAX_DEPTH:
         raise ReplyError(f"the reply is JSON nested deeper than {MAX_DEPTH}")
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_refuse)
+        text = body.decode("utf-8-sig")  # servers of some makers begin with a mark of the byte order
+        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
     except (ValueError, RecursionError):
         page = body.lstrip()[:1] == b"<"
         raise ReplyError("the reply is a web page, not JSON" if page else "the reply is not JSON") from None
+
+
+def _object(fields: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(fields)
+    if len(found) < len(fields):
+        raise ReplyError("the reply has a field twice in one object")
+    return found
 
 
 def _refuse(token: str) -> NoReturn:
@@ -71,13 +80,21 @@ def as_array(value: object) -> NDArray[Any]:
 
 
 def _letters(value: object) -> int:
-    """Letters that an array of these values would take, were each as long as the longest text; 0 without texts."""
+    """Letters that an array of these values would take, were each as long as the longest text; 0 without texts.
+
+    Raises ReplyError for true and false, which are no numbers.
+    """
     longest, count, parts = 0, 0, [value]
     for part in parts:  # grows as it goes: no deeper than the parser allowed
         inner = part if isinstance(part, list) else [part]
-        parts += [one for one in inner if isinstance(one, list)]
+        kinds = set(map(type, inner))
+        if bool in kinds:  # NumPy would take it for a number
+            raise ReplyError("the reply has true or false where the answers should be")
+        if list in kinds:
+            parts += [one for one in inner if isinstance(one, list)]
+        if str in kinds:
+            longest = max(longest, max(len(one) for one in inner if isinstance(one, str)))
         count += len(inner)
-        longest = max(longest, max((len(one) for one in inner if isinstance(one, str)), default=0))
     return count * max(longest, _NUMBER) if longest else 0
 
 

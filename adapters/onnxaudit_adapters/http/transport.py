@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Generic, TypeVar
 
-from onnxaudit.errors import BudgetSpent, OnnxauditError, Stopped, SuspectError, Unreachable
+from onnxaudit.errors import BudgetSpent, Stopped, SuspectError, Unreachable
 from onnxaudit_adapters.http.dialects import Reply, Request
 from onnxaudit_adapters.http.exchanges import Exchanges, Fault, GarbageError
 from onnxaudit_adapters.http.options import Address, HttpOptions
@@ -107,7 +107,7 @@ class Transport:
                 try:
                     found = self._exchanges.exchange("POST", request.address.url, request.body, request.headers)
                     understood = self._understood(found, read) if isinstance(found, Reply) and found.ok else found
-                except OnnxauditError:
+                except Exception:
                     self.lose(request.queries)
                     raise
                 if not isinstance(understood, _Understood):

@@ -169,6 +169,8 @@ class V2:
         if reply.asked and document.get("id") not in (None, "", reply.asked):
             raise OtherRequestError(f"the reply has the id {str(document['id'])!r}, and the request had {reply.asked!r}")
         outputs = dict(_tensor(output, tensors) for output in document["outputs"])
+        if len(outputs) < len(document["outputs"]):
+            raise ReplyError("the reply has two outputs of one name")
         name = self._choice(outputs)
         values = outputs[name]
         ranked = values.dtype.kind == "U" and all(_RANKED.match(str(word)) for word in values.ravel())
