@@ -119,40 +119,53 @@ class Record:
         self.digest = hashlib.sha256(line).hexdigest()
 
     @property
-    def unfinished(self) -> int:
-        """Queries that the runs spent which did not come to their end, if the last one did not: what going on goes on with.
+    def ended(self) -> bool:
+        """Whether the last run came to its end."""
+        return bool(self.runs) and self.runs[-1].sent is not None
 
-        Those that were answered, and those that came to nothing; not what was on its way when a run was killed, of which nothing
-        is known. Those that a search for a wiring was given are counted once, where it was given them.
+    @property
+    def ended_once(self) -> bool:
+        """Whether any run came to its end."""
+        return any(run.sent is not None for run in self.runs)
+
+    @property
+    def spent(self) -> int:
+        """Queries that all runs sent, retries and repeats included.
+
+        Of a run that did not come to its end, those that were answered and those that came to nothing; not what was on its way
+        when it was killed, of which nothing is known. Those that a search for a wiring was given are counted once, where it was
+        given them.
         """
         rows = [row for rows, _ in self.kept for row in rows.tolist()]
         refused = [probe.answers is None for probe in self.probes for _ in probe.rows]
         by_heart = {row for probe in self.probes if probe.under(self.wired) for row in probe.rows.tolist()}
         count = 0
-        for run in reversed(self.runs):
+        for run, after in zip(self.runs, [*self.runs[1:], None], strict=False):
             if run.sent is not None:
-                break
-            count += sum(row not in by_heart for row in rows[run.known :]) + sum(len(again) for again, _ in run.again)
-            count += sum(run.lost is None or not none for none in refused[run.probed :]) + (run.lost or 0)
-            del rows[run.known :], refused[run.probed :]
+                count += run.sent
+                continue
+            answered = rows[run.known : after.known if after else None]
+            probed = refused[run.probed : after.probed if after else None]
+            count += sum(row not in by_heart for row in answered) + sum(len(again) for again, _ in run.again)
+            count += sum(run.lost is None or not none for none in probed) + (run.lost or 0)
         return count
 
     @property
     def repeated(self) -> int:
-        """How many of ``unfinished`` were asked again."""
-        count = 0
-        for run in reversed(self.runs):
-            if run.sent is not None:
-                break
-            count += sum(len(again) for again, _ in run.again)
-        return count
+        """Queries that were asked again since a run came to its end."""
+        ends = [number for number, run in enumerate(self.runs) if run.sent is not None]
+        return sum(len(again) for run in self.runs[ends[-1] + 1 if ends else 0 :] for again, _ in run.again)
 
     @property
     def vouched(self) -> bool:
-        """Whether a run that goes on now and adds no answer need ask none again: the last did, and broke off after that."""
-        if not self.runs or (last := self.runs[-1]).sent is not None:
+        """Whether all answers are one suspect's, as far as can be known, so that a run that adds none need ask none again.
+
+        They are if one run gave them all, or the last that added to others' asked some of those again.
+        """
+        if not self.runs or (last := self.runs[-1]).refused:
             return False
-        return bool(last.again) or (last.vouched and last.known == sum(len(rows) for rows, _ in self.kept))
+        added = last.known < sum(len(rows) for rows, _ in self.kept)
+        return bool(last.again) or last.known == 0 or (last.vouched and not added)
 
     def _run(self, where: str) -> Run:
         if not self.runs:

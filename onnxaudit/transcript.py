@@ -86,13 +86,23 @@ class Transcript:
             )
 
     @property
-    def unfinished(self) -> int:
-        """Queries of the budget that are gone: see ``Record.unfinished``."""
-        return self._record.unfinished
+    def ended(self) -> bool:
+        """Whether the last run on it came to its end."""
+        return self._record.ended
+
+    @property
+    def ended_once(self) -> bool:
+        """Whether any run on it came to its end."""
+        return self._record.ended_once
+
+    @property
+    def spent(self) -> int:
+        """Queries of the budget that are gone: see ``Record.spent``."""
+        return self._record.spent
 
     @property
     def repeated(self) -> int:
-        """How many of the unfinished queries were asked again: see ``Record.repeated``."""
+        """Queries asked again since a run came to its end."""
         return self._record.repeated
 
     @property

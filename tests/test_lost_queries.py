@@ -28,7 +28,7 @@ def answers(n: int) -> Answers:
 def reopened(path: Path) -> int:
     transcript = Transcript(path, HEADER, resume=True)
     transcript.close()
-    return transcript.unfinished
+    return transcript.spent
 
 
 def begun(path: Path) -> Transcript:
@@ -37,7 +37,7 @@ def begun(path: Path) -> Transcript:
     return transcript
 
 
-def test_answers_repeats_and_what_came_to_nothing_are_counted_over_all_runs_that_did_not_end(tmp_path: Path) -> None:
+def test_answers_repeats_and_what_came_to_nothing_are_counted_over_all_runs(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     first = begun(path)
     first.lose(5)
@@ -52,9 +52,9 @@ def test_answers_repeats_and_what_came_to_nothing_are_counted_over_all_runs_that
     second.close()
     assert reopened(path) == 13 + 2 + 3 + 2
     third = begun(path)
-    third.end(1, 0)
+    third.end(6, 1)  # as it counted itself, whatever its lines would come to
     third.close()
-    assert reopened(path) == 0
+    assert reopened(path) == 20 + 6
 
 
 def test_a_transcript_that_does_not_say_what_came_to_nothing_is_read_as_before(tmp_path: Path) -> None:

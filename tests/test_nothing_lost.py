@@ -196,8 +196,6 @@ def test_a_budget_holds_over_a_kill_as_if_there_had_been_none(folder: Path, bund
                     break  # it was never killed
                 kept, again = recorded(evidence), sum(map(len, lines(evidence, "again")))
                 among_repeats += again > 0
-                if lines(evidence, "sent"):  # killed after its last line: it came to its end, and who goes on has another budget
-                    continue
                 server.places = set()
                 assert found(killer.run(evidence, concurrency, run=f"again {moment}", budget=64)) == whole
                 assert len(kept) + again + server.asked(f"again {moment}").total() <= 64

@@ -158,20 +158,46 @@ def test_going_on_with_another_suspect_s_transcript_is_inconclusive(tmp_path: Pa
 def test_a_suspect_that_cannot_be_asked_again_after_resuming_is_inconclusive(tmp_path: Path) -> None:
     class Spent(Recorded):
         def _ask(self, queries: Queries) -> Answers:
-            raise BudgetSpent(f"no budget for {len(queries)}")
+            if len(self.rows) + len(queries) > QUERIES - 40:
+                raise BudgetSpent(f"no budget for {len(queries)}")
+            return super()._ask(queries)
 
     path = tmp_path / "e.jsonl"
-    assert checked(VICTIM, evidence=path).finding == "derived"
+    checked(VICTIM, evidence=path, budget=40)
     report = check(BUNDLE, Spent(BUNDLE, VICTIM), CheckOptions(evidence=path, resume=True), Silent())
-    assert report.finding == "inconclusive"
+    assert (report.finding, report.queries["sent"], report.queries["reused"]) == ("inconclusive", QUERIES - 40, 40)
     assert any("could not be asked again" in reason for reason in report.reasons)
+
+
+def found(report: Report) -> dict[str, Any]:
+    """All that a report says but for what this one run did."""
+    said = json.loads(report.to_json())
+    return {name: value for name, value in said.items() if name not in ("queries", "seconds", "transcript_sha256", "digest")}
+
+
+@pytest.mark.parametrize("repeat", [0, 4])
+def test_a_budget_is_for_all_runs_and_none_is_sent_for_repeats_alone(tmp_path: Path, repeat: int) -> None:
+    path = tmp_path / "e.jsonl"
+    first = checked(VICTIM, evidence=path, budget=40, repeat=repeat)
+    assert first.queries["sent"] == 40
+    for budget in (10, 40, 40 + REPEATS):
+        told = Silent()
+        options = CheckOptions(evidence=path, resume=True, budget=budget, repeat=repeat)
+        again = check(BUNDLE, Recorded(BUNDLE, VICTIM), options, told)
+        said = f"--budget {budget} counts all runs of e.jsonl, which sent 40 queries: none is sent now; with more, at least 49, "
+        assert told.notes == [said + "it asks on"]
+        assert again.queries == {"sent": 0, "reused": 40 - repeat, "failed": 0}
+        assert found(again) == found(first)
+    further = checked(VICTIM, evidence=path, resume=True, budget=49, repeat=repeat)
+    assert further.queries == {"sent": 9, "reused": 40 - repeat, "failed": 0}
+    assert checked(VICTIM, evidence=path, resume=True, repeat=repeat).queries["reused"] == 41 - repeat
 
 
 def test_every_look_at_growing_answers_costs(tmp_path: Path) -> None:
     """Else whoever stops as soon as something is found would accuse innocents far more often than alpha says."""
     path = tmp_path / "e.jsonl"
     budgets = [12, *range(17, 24)]
-    reports = [checked(VICTIM, evidence=path, resume=True, budget=budget) for budget in budgets]
+    reports = [checked(VICTIM, evidence=path, resume=True, budget=budget) for budget in itertools.accumulate(budgets)]
     last = reports[-1]
     assert [report.queries["sent"] for report in reports] == [*budgets[:-1], QUERIES - 81 + REPEATS]
     assert last.queries["reused"] == 81

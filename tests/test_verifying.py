@@ -118,8 +118,14 @@ def opened(bundle: QueryBundle, dtype: str) -> Open:
 def gone_on(folder: Path) -> Files:
     """Budgets that grow: three looks."""
     made(folder, budget=20)
-    made(folder, budget=20, resume=True)
+    made(folder, budget=40, resume=True)
     return made(folder, resume=True)
+
+
+def told_again(folder: Path) -> Files:
+    """A budget that is spent, twice: the second time nothing is sent."""
+    made(folder, budget=30, repeat=4)
+    return made(folder, budget=30, repeat=4, resume=True)
 
 
 def crashed(folder: Path) -> Files:
@@ -151,6 +157,7 @@ CHECKS: dict[str, tuple[str, Callable[[Path], Files]]] = {
     "retries": ("derived", partial(made, suspect=lambda b: Retrying(b, VICTIM, batch=10), repeat=4)),
     "a name of many letters": ("derived", partial(made, suspect=lambda b: Recorded(b, VICTIM, "modèle ß 模型.onnx", batch=10))),
     "three looks": ("inconclusive", gone_on),
+    "nothing sent": ("inconclusive", told_again),
     "after a crash": ("derived", crashed),
     "a judge's references": ("derived", with_pool),
     "planned looks": ("derived", partial(made, looks=(20, 30, 40))),

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,69 +157,62 @@ def without_references(bundle: QueryBundle) -> QueryBundle:
 
 
 def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress: Progress) -> tuple[Interview, Heard]:
-    """Ask, in an order fixed by the bundle where the budget may end early; and some of it again.
-
-    Also what the suspect shows of its inside, if a scheme looks there, and how its wiring was found, if that is wanted. All of
-    it is in the transcript before it is judged.
-    """
+    """What was asked, and all that was heard: in the transcript, if one is kept, before it is judged."""
     if _mends(options) and not bundle.manifest.labelled:
         raise UsageError(
             "--autofix needs controls whose labels are known, and this bundle's are what the victim says of them",
             "Craft it with labelled data, or say how the suspect is wired: --scale, --layout, --channel-order.",
         )
+    if options.evidence is None:
+        return _ask(bundle, suspect, options, None, progress)
+    refuse_leftover(options.evidence, options.wording)
+    header = _header(bundle, suspect.card, options)
+    with closing(Transcript(options.evidence, header, resume=options.resume, wording=options.wording)) as transcript:
+        return _ask(bundle, suspect, options, transcript, progress)
+
+
+def _ask(
+    bundle: QueryBundle, suspect: Suspect, options: CheckOptions, transcript: Transcript | None, progress: Progress
+) -> tuple[Interview, Heard]:
+    """Ask, in an order fixed by the bundle where the budget may end early; and some of it again.
+
+    Also what the suspect shows of its inside, if a scheme looks there, and how its wiring was found, if that is wanted.
+    """
     plan = None if options.looks is None else planned_order(bundle, options.looks)
     order, before = _order(bundle, plan, options), suspect.card.input
-    transcript = None
-    if options.evidence:
-        header, wording = _header(bundle, suspect.card, options), options.wording
-        refuse_leftover(options.evidence, wording)
-        transcript = Transcript(options.evidence, header, resume=options.resume, wording=wording)
-    reserve, whole = (repeat := _repeats(options, len(order))), options.budget
-    try:
-        if transcript:
-            recover(transcript)
-            if transcript.repeats:
-                check_repeats(transcript.repeats, assemble(transcript.kept, len(bundle.queries)), transcript.path.name)
-            repeat = max(repeat, REPEATS) if transcript.kept else repeat
-            # gone on with, it asks what it would have asked at once
-            reserve = max(min(1, reserve), reserve - transcript.repeated) if transcript.unfinished else repeat
-            if options.budget is not None:
-                options = dataclasses.replace(options, budget=max(0, options.budget - transcript.unfinished))
-                suspect.spent(transcript.unfinished)
-            _begin(transcript, bundle, suspect.card, options)
-            suspect.tell_lost(transcript.lose)
-        report = progress.task("asking the suspect", len(order))
-        budget = options.budget
-        if budget is not None and (budget > reserve or (transcript and transcript.unfinished)):
-            budget = max(0, budget - reserve)  # kept for asking some twice: what was paid for before a kill is nothing without
-        wired = wire(bundle, suspect, whole, transcript, progress) if _mends(options) else None
-        if wired:
-            suspect = wired.suspect
-            budget = wired.budget_left(budget, order, transcript)
-        inside = look_inside(bundle, suspect.inside)
-        if transcript:
-            transcript.show(inside)
-        again = Repeats(bundle.queries, suspect, repeat, reserve, options.budget, transcript)
-        result = interview(
-            suspect,
-            bundle.queries,
-            order=order,
-            budget=budget,
-            transcript=transcript,
-            progress=report,
-            pauses=plan.stops if plan else (),
-            enough=_enough(bundle, options, inside, again) if plan else None,
-            concurrency=options.concurrency,
-        )
-        if wired:
-            result = wired.settled(result)
-        result = again.counted(result)
-        if transcript:
-            transcript.end(result.sent, result.failed)
-            result = dataclasses.replace(result, transcript_sha256=transcript.sha256)
-    finally:
-        if transcript:
-            transcript.close()
+    if transcript:
+        recover(transcript)
+        if transcript.repeats:
+            check_repeats(transcript.repeats, assemble(transcript.kept, len(bundle.queries)), transcript.path.name)
+    means = _means(options, len(order), transcript, progress)
+    if transcript:
+        suspect.spent(means.gone)
+        _begin(transcript, bundle, suspect.card, options)
+        suspect.tell_lost(transcript.lose)
+    report = progress.task("asking the suspect", len(order))
+    wired = wire(bundle, suspect, options.budget, transcript, progress) if _mends(options) else None
+    first = means.first
+    if wired:
+        suspect, first = wired.suspect, wired.budget_left(first, order, transcript)
+    inside = look_inside(bundle, suspect.inside)
+    if transcript:
+        transcript.show(inside)
+    again = Repeats(bundle.queries, suspect, means.repeat, means.reserve, means.budget, transcript)
+    result = interview(
+        suspect,
+        bundle.queries,
+        order=order,
+        budget=first,
+        transcript=transcript,
+        progress=report,
+        pauses=plan.stops if plan else (),
+        enough=_enough(bundle, options, inside, again) if plan else None,
+        concurrency=options.concurrency,
+    )
+    result = again.counted(wired.settled(result) if wired else result)
+    if transcript:
+        transcript.end(result.sent, result.failed)
+        result = dataclasses.replace(result, transcript_sha256=transcript.sha256)
     fresh = int(result.answers.answered.sum()) - result.reused
     heard = Heard(
         result.answers,
@@ -231,6 +225,43 @@ def _interview(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, pro
         (before, wired.searched if wired else None),
     )
     return result, heard
+
+
+@dataclass(frozen=True, slots=True)
+class _Means:
+    """What a run may spend. budget: queries it may send in all, None: any number; gone: those that earlier runs sent of it.
+
+    repeat: so many are asked a second time, and ``reserve`` of them before all others were asked. first: so many others.
+    """
+
+    budget: int | None
+    gone: int
+    repeat: int
+    reserve: int
+    first: int | None
+
+
+def _means(options: CheckOptions, n: int, transcript: Transcript | None, progress: Progress) -> _Means:
+    """What a run may spend of n queries: all that the runs before it on the same transcript left of the budget.
+
+    Gone on with after a kill it asks what it would have asked at once. After its end, answers to further queries are worth
+    nothing without repeats that tell whether it is still the same suspect: where no more than those is left, nothing is asked.
+    """
+    reserve = repeat = _repeats(options, n)
+    spent, budget = transcript.spent if transcript else 0, options.budget
+    if transcript:
+        repeat = max(repeat, REPEATS) if transcript.kept else repeat
+        reserve = repeat if transcript.ended_once else reserve
+        reserve = max(min(1, reserve), reserve - transcript.repeated)
+    if budget is None:
+        return _Means(None, 0, repeat, reserve, None)
+    left = max(0, budget - spent)
+    if transcript and transcript.ended and left <= reserve:
+        runs = f"all runs of {transcript.path.name}, which sent {spent} queries"
+        progress.note(f"--budget {budget} counts {runs}: none is sent now; with more, at least {spent + reserve + 1}, it asks on")
+        left = 0
+    first = max(0, left - reserve) if left > reserve or spent else left
+    return _Means(left, budget - left, repeat, reserve, first)
 
 
 def _mends(options: CheckOptions) -> bool:

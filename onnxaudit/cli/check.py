@@ -70,7 +70,9 @@ def check(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Send one query, show it, its answer, and what a check would cost.")
     ] = False,
-    budget: Annotated[int | None, typer.Option(help="Send at most so many queries, retries included.")] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Send at most so many queries, retries included; with --resume, in all runs together.")
+    ] = None,
     evidence: Annotated[Path | None, typer.Option(help="Transcript (JSONL). Over HTTP it is kept by default.")] = None,
     sandbox: Sandbox = False,
     sandbox_limits: SandboxLimits = None,
