@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from onnxaudit.errors import UsageError
-from onnxaudit.suspect import InputSpec
+from onnxaudit.suspect import InputSpec, Target
+from onnxaudit_adapters.http import open_http
 from onnxaudit_adapters.http.options import HttpOptions, parse_address
 from onnxaudit_adapters.http.pacing import Pace, backoff, retry_after
 from onnxaudit_adapters.http.redaction import Redaction
@@ -62,7 +67,10 @@ def test_a_secret_at_the_cut_of_a_quote_stays_hidden() -> None:
         {"budget": True},
         {"rate": float("inf")},
         {"ca_bundle": "no/such/file.pem"},
+        {"ca_bundle": __file__},
         {"client_cert": ("no/such.pem", "no/such.key")},
+        {"client_cert": __file__},
+        {"client_cert": str(Path(__file__).parent)},
         {"headers": ["A: b"]},
         {"headers": {"A b": "c"}},
         {"headers": {"A": "topsecret\r\nX: y"}},
@@ -74,6 +82,33 @@ def test_bad_options_are_usage_errors_without_their_secrets(options: dict[str, o
     with pytest.raises(UsageError) as caught:
         HttpOptions.read(options)
     assert "topsecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "http://"])
+def test_a_proxy_or_a_host_that_cannot_be_is_the_user_s_mistake(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, proxy if "http" in name.lower() else "")
+    with pytest.raises(UsageError, match="proxy"):
+        open_http(Target("http://127.0.0.1:1/v2/models/m", VECTOR, 4))
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="Check the URL"):
+        open_http(Target("http://a..b/v2/models/m", VECTOR, 4))
+
+
+def test_certificates_of_the_environment_that_are_not_there_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/file.pem")
+    with pytest.raises(UsageError, match="REQUESTS_CA_BUNDLE"):
+        open_http(Target("https://127.0.0.1:1/v2/models/m", VECTOR, 4))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a key")
+def test_a_key_under_a_password_is_refused_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
+    key = tmp_path / "k.pem"
+    line = ["openssl", "genpkey", "-algorithm", "ed25519", "-aes256", "-pass", "pass:word", "-out", str(key)]
+    subprocess.run(line, check=True, capture_output=True)
+    with pytest.raises(UsageError, match="under a password"):
+        HttpOptions.read({"client_cert": str(key)})
 
 
 def test_options_hide_headers_and_none_means_not_given() -> None:

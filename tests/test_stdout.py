@@ -53,3 +53,24 @@ def test_a_suspect_cannot_choose_the_exit_code(code: int, crafted_path: Path, tm
     assert done.returncode == 4
     assert done.stdout == ""
     assert done.stderr == f"error: foreign code ended the program by sys.exit({code}). Nothing was found out.\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shells that close streams")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_was_closed_is_no_bug_and_its_number_is_no_transcript_s(
+    closed: str, crafted_path: Path, tmp_path: Path
+) -> None:
+    """What a library prints would go into whatever file came to have the number of the stream."""
+    (tmp_path / "loud.py").write_text(
+        "import os\nimport numpy as np\n\n"
+        "def answer(batch):\n"
+        "    for number in range(1, 3):\n        os.write(number, b'a warning')\n"
+        "    return np.zeros((len(batch), 10), np.float32) + np.arange(10)\n"
+    )
+    line = f"{sys.executable} -m onnxaudit check loud:answer --bundle {crafted_path} --evidence t.jsonl -o r.json {closed}"
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 11), done
+    assert "bug" not in done.stdout + done.stderr
+    assert b"a warning" not in (tmp_path / "t.jsonl").read_bytes()
+    command = ["verify", "r.json", "--evidence", "t.jsonl", "--bundle", str(crafted_path)]
+    assert subprocess.run([sys.executable, "-m", "onnxaudit", *command], cwd=tmp_path, check=False).returncode == 0

@@ -142,7 +142,7 @@ def failed(bundle: QueryBundle, source: str, options: CheckOptions, error: BaseE
         p_floor=p_floor(references),
         alpha=bundle.manifest.alpha if options.alpha is None else options.alpha,
         score=None,
-        reasons=(words + kept,),
+        reasons=(words.rstrip(".") + kept if kept else words,),
         bundle={"id": bundle.id, "victim_sha256": bundle.manifest.victim.sha256, "references": references},
         suspect={"source": shown_url(source), "kind": "", "access": None, "sha256": None, "runtime": {}},
         controls=Controls(),

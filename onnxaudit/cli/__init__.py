@@ -34,6 +34,7 @@ COMMANDS = (
 
 def main() -> NoReturn:
     """Run the command line and exit with the code of the contract: 0, 1, 2, 3, 4, 10, 11 or 130."""
+    _open_closed_streams()
     gc.disable()  # while a lot is imported; long-lived commands enable it again
     if sys.argv[1:2] not in (["craft"], ["bench"], ["zoo"]):
         # short-lived commands that multiply small matrices: collecting garbage, and starting a pool of threads for linear
@@ -74,6 +75,19 @@ def main() -> NoReturn:
     if sys.argv[1:2] in (["check"], ["craft"]) and "joblib" not in sys.modules:
         os._exit(code)  # all is written and closed, no process was started; taking the interpreter apart takes a twentieth more
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Where the caller closed a standard stream (``>&-``), nowhere: else the next file to be opened, as a transcript, would have
+    its number, and get what libraries say there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free is this one
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - a descriptor is no path, and stays open
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _discard_stdout() -> None:

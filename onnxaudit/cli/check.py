@@ -135,6 +135,8 @@ def check(
         raise UsageError(f"{', '.join(given)} can only be used with --url or --target", "Leave it out for a file.")
     if suspect is not None and resume and evidence is None:
         raise UsageError("--resume goes on with a transcript, and none is named", "Give it with --evidence F.jsonl.")
+    if dry_run and output:
+        raise UsageError("--dry-run writes no report", "Leave -o out.")
     for path in output or []:
         check_format(path)
     if url is not None and not url.lower().startswith(("http://", "https://")):

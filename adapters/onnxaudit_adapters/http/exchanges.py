@@ -11,7 +11,7 @@ from importlib.metadata import version
 from mmap import mmap
 
 import requests
-from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
+from urllib3.exceptions import HTTPError, LocationValueError, ProtocolError, ReadTimeoutError
 
 from onnxaudit.errors import Nonsense, SuspectError, UsageError
 from onnxaudit_adapters.http.deadlines import WholeReplies
@@ -126,13 +126,20 @@ class Exchanges:
         except GarbageError as error:
             return Fault(error.what, error)
         # None of the library's own words below, and no chained exception: they quote URLs and headers.
-        except (requests.exceptions.InvalidURL, UnicodeError) as error:
+        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, LocationValueError, UnicodeError) as error:
             raise UsageError(
                 f"{self._address.shown} cannot be sent a request ({type(error).__name__})", "Check the URL and the proxy."
             ) from None
         except (requests.exceptions.RequestException, HTTPError, ValueError) as error:  # of negative sizes of chunks
             what = f"{self._address.shown} gave a reply that is not HTTP ({type(error).__name__})"
             return Fault(what, SuspectError(what, "Something else than a web server may be listening there."))
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise UsageError(
+                "certificates that are to be trusted or shown cannot be found",
+                "Check --ca-bundle, --client-cert, and REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE in the environment.",
+            ) from None
 
     def _read(self, response: requests.Response) -> Reply:
         """The reply, of which no more is kept than may be; never decompressed, whatever it says. Raises GarbageError."""
@@ -168,6 +175,8 @@ class Exchanges:
         distrust = re.search(r"certificate verify failed: [^(\"']+", text)
         reason = distrust or re.search(r"\[SSL: [A-Z0-9_]+\]", text)
         why = self._redaction.clean(reason.group().strip() if reason else "the TLS handshake failed")
+        if why == "[SSL: WRONG_VERSION_NUMBER]":
+            why = "it speaks no TLS, or an old version of it (does the URL want http?)"
         found = SuspectError(
             f"{self._address.shown} has no secure connection to offer: {why}",
             "Pass --ca-bundle for a private authority, --client-cert if the server wants one. Verification cannot be turned off.",

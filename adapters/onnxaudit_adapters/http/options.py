@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -128,7 +129,7 @@ class HttpOptions:
             headers=checked_headers(said.get("headers", {})),
             timeout=_number(said, "timeout", TIMEOUT),
             batch=_whole(said, "batch", BATCH),
-            ca_bundle=_file(said, "ca_bundle"),
+            ca_bundle=_authorities(said),
             client_cert=_certificate(said),
             budget=budget,
             rate=_number(said, "rate", 0.0) if "rate" in said else None,
@@ -186,12 +187,30 @@ def _file(said: Mapping[str, object], key: str) -> str | None:
     return path
 
 
+def _authorities(said: Mapping[str, object]) -> str | None:
+    path = _file(said, "ca_bundle")
+    if path is not None and not Path(path).is_dir():
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        except OSError:
+            raise UsageError(f"--ca-bundle {path} holds no certificates", "Give a PEM file of them.") from None
+    return path
+
+
 def _certificate(said: Mapping[str, object]) -> str | tuple[str, str] | None:
     value = said.get("client_cert")
-    if isinstance(value, list | tuple) and len(value) == 2:
-        certificate, key = (_file({"client_cert": part}, "client_cert") for part in value)
-        return (certificate, key) if certificate and key else None
-    return _file(said, "client_cert")
+    pair = list(value) if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    files = [path for part in pair if (path := _file({"client_cert": part}, "client_cert")) is not None]
+    if not files:
+        return None
+    try:  # without a word asked for: nobody may be there to type it
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(*files, password=lambda: "")
+    except (OSError, ValueError):
+        raise UsageError(
+            f"--client-cert {', '.join(files)} holds no certificate with its key, or a key under a password",
+            "Give a PEM file of both.",
+        ) from None
+    return (files[0], files[1]) if len(files) == 2 else files[0]
 
 
 def checked_headers(value: object, shown: str = "--header") -> dict[str, str]:
