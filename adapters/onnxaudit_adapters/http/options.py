@@ -203,14 +203,15 @@ def _certificate(said: Mapping[str, object]) -> str | tuple[str, str] | None:
     files = [path for part in pair if (path := _file({"client_cert": part}, "client_cert")) is not None]
     if not files:
         return None
+    key = files[1] if len(files) == 2 else None
     try:  # without a word asked for: nobody may be there to type it
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(*files, password=lambda: "")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(files[0], key, lambda: "")
     except (OSError, ValueError):
         raise UsageError(
             f"--client-cert {', '.join(files)} holds no certificate with its key, or a key under a password",
             "Give a PEM file of both.",
         ) from None
-    return (files[0], files[1]) if len(files) == 2 else files[0]
+    return (files[0], key) if key else files[0]
 
 
 def checked_headers(value: object, shown: str = "--header") -> dict[str, str]:
