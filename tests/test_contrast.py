@@ -246,13 +246,17 @@ def test_siblings_count_as_what_innocents_differ_in() -> None:
         ({"pairs": ()}, "too few to tell kinds apart"),
         ({"references": ()}, "references"),
         ({"data": None}, "data"),
-        ({"references": pool().references[:1]}, "too few to tell kinds apart"),
     ],
 )
 def test_what_is_missing_is_said(change: Mapping[str, Any], said: str) -> None:
     with pytest.raises(UsageError) as refused:
         sampled(sample_contrast, dataclasses.replace(material(), **change), 20, candidates=200)
     assert said in refused.value.what
+
+
+def test_one_reference_is_too_few() -> None:
+    with pytest.raises(UsageError, match="too few to tell kinds apart"):
+        sampled(sample_contrast, dataclasses.replace(material(), references=pool().references[:1]), 20, candidates=200)
 
 
 def linear(seed: int, near: nn.Linear | None = None) -> nn.Linear:

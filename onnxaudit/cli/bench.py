@@ -49,6 +49,15 @@ def bench(
     from onnxaudit.answers import parse_access
     from onnxaudit.zoo.manifest import load_zoo
 
+    if queries is not None and budgets is not None:
+        raise UsageError("--queries and --budgets say the same", "Give one of them.")
+    if seeds < 1:
+        raise UsageError("--seeds must be at least 1")
+    counts = parse_counts(str(queries) if queries is not None else BUDGETS if budgets is None else budgets, "--budgets")
+    accesses = list(dict.fromkeys(access or ["logits", "label"]))
+    for level in accesses:
+        parse_access(level)
+    entries = load_zoo(zoo)
     try:
         from onnxaudit.audit.benchmark.sweep import BenchOptions
         from onnxaudit.audit.benchmark.sweep import bench as run
@@ -59,15 +68,6 @@ def bench(
     from onnxaudit.audit.benchmark.preparing import expanded
     from onnxaudit.report.benchmark import summary, write_results
 
-    if queries is not None and budgets is not None:
-        raise UsageError("--queries and --budgets say the same", "Give one of them.")
-    if seeds < 1:
-        raise UsageError("--seeds must be at least 1")
-    counts = parse_counts(str(queries) if queries is not None else BUDGETS if budgets is None else budgets, "--budgets")
-    accesses = list(dict.fromkeys(access or ["logits", "label"]))
-    for level in accesses:
-        parse_access(level)
-    entries = load_zoo(zoo)
     crafting = CraftOptions(
         victim=victim,
         data=data,

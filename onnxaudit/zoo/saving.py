@@ -37,7 +37,7 @@ def save_differentiable(model: nn.Module, shape: tuple[int, ...], path: Path) ->
     temporary = path.with_suffix(".tmp")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        script = model if isinstance(model, torch.jit.ScriptModule) else torch.jit.trace(model.eval(), example)
+        script = model if isinstance(model, torch.jit.ScriptModule) else torch.jit.trace(model.eval(), example, check_trace=False)
         torch.jit.save(script.eval(), str(temporary))
     temporary.replace(path)
 
@@ -51,7 +51,7 @@ def save_uint8_onnx(model: nn.Module, shape: tuple[int, ...], path: Path) -> Non
         warnings.simplefilter("ignore")
         network: nn.Module = _RawPixels(model).eval() if image else model.eval()
         if isinstance(model, torch.jit.ScriptModule) and image:  # the exporter takes a script, but none inside a module
-            network = torch.jit.trace(network, example)
+            network = torch.jit.trace(network, example, check_trace=False)
         torch.onnx.export(
             network,
             (example,),
