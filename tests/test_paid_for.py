@@ -103,3 +103,20 @@ def test_going_on_with_nothing_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     heard = Silent()
     run_check(BUNDLE, str(tmp_path / "none.onnx"), None, CheckOptions(resume=True, evidence=Path("e.jsonl")), {}, {}, heard, 0.0)
     assert heard.notes[0] == "e.jsonl does not exist: there is nothing to go on with, all is asked"
+
+
+def test_what_cannot_be_found_is_said_before_anything_is_asked() -> None:
+    asked: list[int] = []
+
+    class Told(Silent):
+        def note(self, words: str) -> None:
+            asked.append(len(suspect.rows))
+            super().note(words)
+
+    never = "p cannot fall below 0.025, alpha is 0.02: whatever is answered, the finding is inconclusive"
+    for alpha, told in ((0.05, []), (0.02, [never])):
+        suspect, progress = Recorded(BUNDLE, VICTIM), Told()
+        report = check(BUNDLE, suspect, CheckOptions(alpha=alpha), progress)
+        assert progress.notes == told
+        assert report.finding == ("inconclusive" if told else "derived")
+    assert asked == [0]

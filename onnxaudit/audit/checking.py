@@ -20,6 +20,7 @@ from onnxaudit.audit.calibrating import add_models, model_files
 from onnxaudit.audit.concluding import Heard, conclude
 from onnxaudit.audit.exhibiting import exhibits_of
 from onnxaudit.audit.insights import Insights, askable, insights_of, look_inside
+from onnxaudit.audit.judging.case import terms_of
 from onnxaudit.audit.judging.comparing import Comparison
 from onnxaudit.audit.judging.conditions import GIVEN
 from onnxaudit.audit.judging.judging import look_through, planned_order
@@ -108,6 +109,7 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
             bundle, options.references, options.device, progress, label_free=options.label_free, sandbox=options.sandbox
         )
         clock.lap("references")
+    _say_what_cannot_be_found(bundle, options, progress)
     result, heard = _interview(bundle, suspect, options, progress)
     clock.lap("ask")
     report = conclude(bundle, own, suspect.card, heard, alpha=options.alpha, planned=options.looks, label_free=options.label_free)
@@ -116,6 +118,13 @@ def check(bundle: QueryBundle, suspect: Suspect, options: CheckOptions, progress
     exhibits = exhibits_of(bundle, heard.trusted) if options.exhibits and not options.label_free else ()
     sealed = result.transcript_sha256
     return dataclasses.replace(report, queries=queries, seconds=clock.seconds, transcript_sha256=sealed, exhibits=exhibits)
+
+
+def _say_what_cannot_be_found(bundle: QueryBundle, options: CheckOptions, progress: Progress) -> None:
+    """Before anything is paid for."""
+    level, floor = options.alpha or bundle.manifest.alpha, terms_of(bundle, label_free=options.label_free).floor
+    if floor > level + 1e-12:
+        progress.note(f"p cannot fall below {floor:.3g}, alpha is {level:g}: whatever is answered, the finding is inconclusive")
 
 
 def _with_references_of(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from onnxaudit.answers import Answers
-from onnxaudit.audit.judging.controls import references_of, stronger
-from onnxaudit.audit.judging.looking import Seen
+from collections.abc import Iterator
+
+from onnxaudit.audit.judging.case import Case
+from onnxaudit.audit.judging.controls import stronger
 from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.report.model import Controls, LineUp
@@ -21,56 +22,56 @@ def _origins(bundle: QueryBundle) -> str:
     return f"the {len(references)} references ({'; '.join(origins)}) are like the innocent models that could be accused"
 
 
-def conditions_of(
-    bundle: QueryBundle,
-    controls: Controls,
-    answers: Answers,
-    *,
-    weak: bool,
-    tolerance: float,
-    looks: int,
-    level: float,
-    seen: Seen | None,
-    line_up: LineUp | None,
-    label_free: bool = False,
-) -> list[str]:
+def conditions_of(case: Case, line_up: LineUp | None) -> list[str]:
     """What is assumed, and what weakens the finding, in words."""
-    said = [*bundle.manifest.pool_notes, *bundle.manifest.notes]
-    if once(references_of, bundle):
-        said.insert(0, once(_origins, bundle))
+    manifest = case.bundle.manifest
+    said = [*manifest.pool_notes, *manifest.notes]
+    if case.terms.references:
+        said.insert(0, once(_origins, case.bundle))
+    said += [*_of_accuracy(case), *_of_level(case)]
+    if case.seen is not None and case.seen.futile:
+        said.append(
+            f"asking ended after {case.seen.queries[-1]} queries of the schemes: models that are known to be independent are as "
+            "close to the victim, and more queries would hardly change that; p is given as 1"
+        )
+    if case.controls.confused:
+        said.append(
+            f"the suspect gets nearly all easy controls of {case.controls.confused} wrong: a weak model, or another label order"
+        )
+    if case.controls.ok is None and case.controls.n:
+        said.append("too few control queries to tell a mis-wired suspect from an independent one")
+    if case.label_free:
+        said += _without_labels(case.bundle, case.controls)
+    elif case.answers.scores is None and any(scheme.representation == "correlation" for scheme in manifest.schemes):
+        said.append("label-only answers: correlations are computed on smooth labels, which costs power")
+    return [*said, *_kinship(line_up, manifest.drawn)]
+
+
+def _of_accuracy(case: Case) -> Iterator[str]:
+    """How good the suspect and the references are on the controls, and what is allowed for it."""
+    controls, tolerance = case.controls, case.terms.tolerance
     if controls.reference_accuracy and controls.victim_accuracy is not None and controls.accuracy is not None:
         low, high = min(controls.reference_accuracy), max(controls.reference_accuracy)
-        said.append(
+        yield (
             f"accuracy on the controls: suspect {controls.accuracy:.0%}, victim {controls.victim_accuracy:.0%}, "
             f"references {low:.0%} to {high:.0%}"
         )
         if stronger(controls):
-            said.append("the suspect is more accurate than nearly all references; scores are adjusted for it")
-    if weak:
-        said.append(
+            yield "the suspect is more accurate than nearly all references; scores are adjusted for it"
+    if case.terms.weak:
+        yield (
             "the references are weaker than the victim, so innocents may be closer to it than they are: "
             f"the tolerance is {tolerance:g} instead of {tolerance - 1:g}"
         )
-    if level != bundle.manifest.alpha:
-        said.append(f"alpha {level:g} was chosen with the check; the bundle was made for {bundle.manifest.alpha:g}")
-    if looks > 1:
-        said.append(f"answers were judged {looks} times as they came in: p is multiplied by {looks}")
-    if seen is not None and seen.futile:
-        said.append(
-            f"asking ended after {seen.queries[-1]} queries of the schemes: models that are known to be independent are as close "
-            "to the victim, and more queries would hardly change that; p is given as 1"
-        )
-    if controls.confused:
-        said.append(
-            f"the suspect gets nearly all easy controls of {controls.confused} wrong: a weak model, or another label order"
-        )
-    if controls.ok is None and controls.n:
-        said.append("too few control queries to tell a mis-wired suspect from an independent one")
-    if label_free:
-        said += _without_labels(bundle, controls)
-    elif answers.scores is None and any(scheme.representation == "correlation" for scheme in bundle.manifest.schemes):
-        said.append("label-only answers: correlations are computed on smooth labels, which costs power")
-    return [*said, *_kinship(line_up, bundle.manifest.drawn)]
+
+
+def _of_level(case: Case) -> Iterator[str]:
+    """What was chosen with the check, or happened in it, that p and alpha depend on."""
+    made_for = case.bundle.manifest.alpha
+    if case.level != made_for:
+        yield f"alpha {case.level:g} was chosen with the check; the bundle was made for {made_for:g}"
+    if case.looks > 1:
+        yield f"answers were judged {case.looks} times as they came in: p is multiplied by {case.looks}"
 
 
 def _without_labels(bundle: QueryBundle, controls: Controls) -> list[str]:
