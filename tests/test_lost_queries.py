@@ -57,6 +57,45 @@ def test_answers_repeats_and_what_came_to_nothing_are_counted_over_all_runs(tmp_
     assert reopened(path) == 20 + 6
 
 
+def vouched(path: Path) -> bool:
+    transcript = Transcript(path, HEADER, resume=True)
+    transcript.close()
+    return transcript.vouched
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_answers_are_one_suspects_if_one_run_gave_them_or_the_last_that_added_asked_some_again(
+    tmp_path: Path, ended: bool
+) -> None:
+    path = tmp_path / "t.jsonl"
+
+    def run(*rows: int, again: bool = False, refused: bool = False) -> bool:
+        transcript = begun(path)
+        if rows:
+            transcript.record(np.array(rows), answers(len(rows)))
+        if again:
+            transcript.repeat(np.arange(1), answers(1))
+        if refused:
+            transcript.refuse_repeat()
+        if ended:
+            transcript.end(1, 0)
+        transcript.close()
+        return vouched(path)
+
+    assert not vouched(path)  # nobody gave any
+    assert run(0, 1)
+    assert run()  # adds none
+    assert not run(2)  # of whom?
+    assert not run()
+    assert run(again=True)
+    assert run()
+    assert not run(3)
+    assert run(4, again=True)
+    assert not run(again=True, refused=True)  # began to answer again, and did not go on
+    assert not run()
+    assert run(again=True)
+
+
 def test_a_transcript_that_does_not_say_what_came_to_nothing_is_read_as_before(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     old = begun(path)
