@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Generator
@@ -21,6 +22,9 @@ settings.load_profile("repeatable")
 # Commands run as they do for users: what is not flushed is lost, and nothing is compiled twice.
 for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(name, None)
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell does that to what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 ZOO = FIXTURES / "zoo"

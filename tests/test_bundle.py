@@ -25,8 +25,8 @@ from onnxaudit.errors import ArtefactError, UsageError
 from tests.bundles import Recorded, rewrite, simulated_bundle
 
 Edit = Callable[[dict[str, Any], dict[str, NDArray[Any]]], object]
-PATIENCE = 1.0
-"""Seconds within which any file must be refused."""
+PATIENCE = 5.0
+"""Seconds of processor time within which any file must be refused; those that claim to be huge would take minutes."""
 
 
 @pytest.fixture
@@ -49,10 +49,10 @@ def refused(file: Path, data: bytes | None = None) -> str:
     """The message with which the file (first filled with data) is refused; fails if it is not, or not soon, or not briefly."""
     if data is not None:
         file.write_bytes(data)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ArtefactError) as caught:
         load(file)
-    assert time.perf_counter() - started < PATIENCE
+    assert time.process_time() - started < PATIENCE
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000

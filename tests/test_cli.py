@@ -26,6 +26,7 @@ from onnxaudit_adapters.http.loopback import serve_onnx
 from tests.bundles import rewrite, save_linear, simulated_bundle
 from tests.conftest import ZOO
 from tests.models import assemble
+from tests.tabular_zoo import save_tabular_zoo
 
 COPY, TWIN = ZOO / "suspects/copy.onnx", ZOO / "suspects/twin.onnx"
 HEAVY = ("torch", "scipy.stats", "sklearn", "matplotlib", "skimage")
@@ -490,7 +491,7 @@ def test_options_of_bench_that_exclude_each_other_are_refused(folder: Path, argu
 
 
 def test_bench_chooses_schemes_that_suit_vectors_and_data_without_labels(tmp_path: Path) -> None:
-    python(Path(__file__).parent / "tabular_zoo.py", tmp_path, "5", cwd=tmp_path).check_returncode()
+    save_tabular_zoo(tmp_path, 5)
     with np.load(tmp_path / "table.npz") as table:
         x = table["x"]
     np.savez(tmp_path / "table.npz", x=x)

@@ -17,6 +17,8 @@ from onnxaudit_adapters.openvino import check_ir
 from onnxaudit_adapters.skops_schema import screen_schema
 
 SPEC = InputSpec((8, 8, 3))
+PATIENCE = 10.0
+"""Seconds of processor time: what is refused late takes minutes."""
 
 
 def constant(shape: str, size: int = 4) -> bytes:
@@ -28,10 +30,10 @@ def constant(shape: str, size: int = 4) -> bytes:
 @pytest.mark.parametrize("shape", [",".join(["9" * 4000] * 5000), ",".join(["65536"] * 64), "9" * 5000, str(1 << 49)])
 def test_forged_shapes_cost_no_time(shape: str) -> None:
     """The product of thousands of numbers of thousands of digits takes minutes."""
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ArtefactError, match="a constant that"):
         check_ir(constant(shape), bytes(4), Path("m.xml"))
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < PATIENCE
 
 
 def test_a_sound_constant_passes() -> None:
@@ -45,10 +47,10 @@ def test_sparse_files_are_refused_at_once(tmp_path: Path, name: str) -> None:
     with (tmp_path / name).open("wb") as file:
         file.write(b"\x1c\0\0\0TFL3" if name.endswith("tflite") else b"<net>")
         file.truncate(1 << 42)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ArtefactError):
         open_suspect(Target(str(tmp_path / name), SPEC, 4, "cpu"))
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < PATIENCE
 
 
 def test_weights_beside_an_ir_have_a_size(tmp_path: Path) -> None:
@@ -69,10 +71,10 @@ def test_buffers_without_end_are_refused(tmp_path: Path) -> None:
     fields = struct.pack("<8H", 16, 8, 0, 0, 0, 0, 4, 0)
     head = struct.pack("<I", 24) + b"TFL3" + fields + struct.pack("<iI", 24 - 8, 4)
     data = head + struct.pack("<I", count) + b"".join(struct.pack("<I", 0) for _ in range(count))
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ArtefactError, match="more buffers than a model has"):
         check_model(data, Path("m.tflite"))
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < PATIENCE
 
 
 def test_a_schema_has_a_size() -> None:

@@ -20,7 +20,7 @@ from tests.hostile_models import save_endless, save_swelling
 from tests.linear_scan import near, save_bundle, save_suspect, save_suspects, weights_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no other kernel has these walls")
-SMALL = Limits(memory=1, cpu=30, wall=4)
+SMALL = Limits(memory=1, cpu=4, wall=120)  # of processor time: how busy the machine is does not count
 
 
 def _run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -51,18 +51,18 @@ def test_references_are_confined_and_the_report_says_so(
     save_swelling(tmp_path / "pool/swelling.onnx")
     save_endless(tmp_path / "pool/endless.onnx")
     evidence, report = str(tmp_path / "e.jsonl"), str(tmp_path / "r.json")
-    kept = ("--sandbox", "--sandbox-limits", "memory=1,cpu=30,wall=4", "--evidence", evidence, "-o", report)
+    kept = ("--sandbox", "--sandbox-limits", "memory=1,cpu=4,wall=120", "--evidence", evidence, "-o", report)
     _, out, err = _run(*common, *kept, capsys=capsys)
     confined = json.loads(out)
     assert confined["bundle"]["references"] == free["bundle"]["references"] == 4
     assert (confined["p_value"], confined["score"]) == (free["p_value"], free["score"])
-    said = [words for words in confined["conditions"] if "ran confined: memory 1 GiB, CPU time 30 s" in words]
+    said = [words for words in confined["conditions"] if "ran confined: memory 1 GiB, CPU time 4 s" in words]
     assert len(said) == 1, confined["conditions"]
     assert not any("ran confined" in words for words in free["conditions"])
     left_out = {Path(words.split()[2]).name: words for words in confined["conditions"] if words.startswith("left out")}
     assert set(left_out) == {"swelling.onnx", "endless.onnx"}
     assert "more than 1 GiB of memory" in left_out["swelling.onnx"]
-    assert "did not answer within the 4 s" in left_out["endless.onnx"]
+    assert "took more than 4 s of CPU time" in left_out["endless.onnx"]
     assert "error" not in err
     code, out, err = _run("verify", report, "--evidence", evidence, "--bundle", str(bundle[0]), capsys=capsys)
     assert code == 0, err
@@ -99,7 +99,7 @@ def test_a_scan_of_strangers(tmp_path: Path, bundle: tuple[Path, QueryBundle]) -
         assert "memory 1 GiB" in runtime["sandbox"]
         assert "sandbox" not in line["suspect"]["runtime"]
         assert (confined[name]["p_value"], confined[name]["score"]) == (line["p_value"], line["score"])
-    for name, words in (("swelling.onnx", "more than 1 GiB"), ("endless.onnx", "did not answer within the 4 s")):
+    for name, words in (("swelling.onnx", "more than 1 GiB"), ("endless.onnx", "took more than 4 s of CPU time")):
         line = confined[name]
         assert (line["status"], line["finding"], line["p_value"]) == ("failed", "inconclusive", None)
         assert words in line["error"]

@@ -310,7 +310,7 @@ def ended_and_gone_on(folder: Path, path: Path, bundle: QueryBundle, number: sig
         os.killpg(process.pid, number)  # as a terminal does: to the workers as well
     else:
         process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=120)
     done = output.read_bytes().count(b"\n") == count
     assert process.returncode == (-9 if number == signal.SIGKILL else 130) or done
     if process.returncode == 130:
@@ -330,7 +330,7 @@ def ended_and_gone_on(folder: Path, path: Path, bundle: QueryBundle, number: sig
 
 
 def _workers_are_gone(group: int) -> None:
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + 60
     while time.monotonic() < limit:
         try:
             os.killpg(group, 0)

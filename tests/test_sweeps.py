@@ -26,6 +26,7 @@ from onnxaudit.registry import open_suspect
 from onnxaudit.report.benchmark import write_results
 from onnxaudit.suspect import Target
 from onnxaudit.zoo.manifest import load_zoo
+from tests.tabular_zoo import save_tabular_zoo
 
 
 def swept(folder: Path, output: str, schemes: list[str], budgets: tuple[int, ...], **more: Any) -> list[str]:
@@ -67,8 +68,7 @@ def timeless(found: dict[str, Any], part: str) -> list[dict[str, Any]]:
 def tabular(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A zoo of float vectors with a sibling, a model behind a server and one that cannot be opened; swept with two seeds."""
     folder = tmp_path_factory.mktemp("tabular")
-    program = Path(__file__).parent / "tabular_zoo.py"
-    subprocess.run([sys.executable, str(program), str(folder), "3"], check=True)
+    save_tabular_zoo(folder, 3)
     entries = json.loads((folder / "zoo.json").read_text())
     others = [item for item in entries if item["kind"] == "negative"]
     others[0]["kind"] = "sibling"

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from onnxaudit.audit.crafting import CraftOptions, craft
 from onnxaudit.audit.progress import Silent
 from onnxaudit.craft.data import Data, load_data
+from onnxaudit.craft.pools import references
 from onnxaudit.craft.pools.references import TrainedReference, choose, split
 from onnxaudit.errors import UsageError
 from onnxaudit.zoo.architectures import ARCHITECTURES
@@ -51,7 +52,10 @@ def test_the_two_parts_share_nothing(digits: Path) -> None:
     assert again.sha256 == training.sha256
 
 
-def test_trained_references_calibrate_and_are_not_trained_twice(digits: Path, victim: Path, tmp_path: Path) -> None:
+def test_trained_references_calibrate_and_are_not_trained_twice(
+    digits: Path, victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(references, "IMAGES_SEEN", dict.fromkeys(references.IMAGES_SEEN, 10_000))
     options = CraftOptions(
         victim, digits, ("akh", "random"), 20, 40, train_references=2, reference_folder=tmp_path / "refs", device="cpu", jobs=1
     )
