@@ -85,3 +85,34 @@ def test_a_list_that_is_no_text_is_refused_before_anything_is_asked(folder: Path
     summary = document(run("scan", "--list", "long.txt", "--json", cwd=folder))
     assert (summary["suspects"], len(summary["failures"])) == (2, 1)  # a name that is too long is one suspect's error
     assert hashlib.sha256((folder / "small.oab").read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("craft victim.pt -o nowhere/x.oab", "its folder does not exist"),
+        ("craft victim.pt -o folder.oab --force", "is a folder or a device"),
+        ("craft victim.pt -o /dev/null --force", "is a folder or a device"),
+        ("commit small.oab -o /dev/null --force", "is a folder or a device"),
+        ("calibrate m.onnx --bundle small.oab -o nowhere/x.oab", "its folder does not exist"),
+        ("craft nothing.pt -o x.oab", "nothing.pt does not exist"),
+        ("craft victim.pt -o x.oab --seed -1", "--seed"),
+        ("craft victim.pt -o x.oab --jobs 0", "--jobs"),
+    ],
+)
+def test_what_cannot_be_written_or_done_is_said_before_the_work(folder: Path, line: str, words: str) -> None:
+    """Crafting may take hours, and calibrating with an endpoint costs queries. As root, a device would be replaced by a file."""
+    (folder / "folder.oab").mkdir()
+    before = Path("/dev/null").stat().st_mode
+    assert_error(run(*line.split(), cwd=folder), 2, words)
+    assert Path("/dev/null").stat().st_mode == before
+
+
+def test_more_memory_than_there_is_is_no_bug(folder: Path) -> None:
+    (folder / "greedy.py").write_text("def __getattr__(name):\n    raise MemoryError('Unable to allocate 73 GiB')\n")
+    done = run("check", "greedy:answer", cwd=folder)
+    assert_error(done, 2, "more memory than there is: Unable to allocate 73 GiB")
+
+
+def test_a_group_of_commands_alone_says_that_one_is_missing(tmp_path: Path) -> None:
+    assert_error(run("zoo", cwd=tmp_path), 2, "Missing command. See: onnxaudit zoo --help")

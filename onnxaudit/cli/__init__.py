@@ -62,6 +62,12 @@ def main() -> NoReturn:
         where = f" ({one_line(str(error.filename))})" if error.filename else ""
         print(f"error: reading or writing failed: {error.strerror}{where}. Check the disk and permissions.", file=sys.stderr)
         code = UsageError.exit_code
+    except MemoryError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        why = one_line(str(error)) or "memory is full"
+        print(f"error: this takes more memory than there is: {why}. Give smaller numbers, or a larger machine.", file=sys.stderr)
+        code = UsageError.exit_code
     except Exception as error:  # whatever is left is a bug, and must neither look like a finding nor spill a traceback
         if "--debug" in sys.argv:
             raise

@@ -25,7 +25,7 @@ def bench(
     queries: Annotated[int | None, typer.Option(help="The same with one number.")] = None,
     access: Annotated[list[str] | None, typer.Option(help="Access levels. Default: logits and label.")] = None,
     seeds: Annotated[int, typer.Option(help="Sets of queries, for means and deviations.")] = 1,
-    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     full: Annotated[bool, typer.Option("--full", help="Every scheme at every budget, however long it takes.")] = False,
     surrogates: Annotated[Path | None, typer.Option(help="As for craft.")] = None,
     train_surrogates: Annotated[int, typer.Option(help="As for craft.")] = 0,

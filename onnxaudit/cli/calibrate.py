@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from onnxaudit.cli.console import Console, check_apart, find_bundle, parse_choice, parse_headers
+from onnxaudit.cli.console import Console, check_output, find_bundle, parse_choice, parse_headers
 from onnxaudit.cli.options import Batch, CaBundle, ClientCert, Device, Dialect, Header, InputName, Timeout
 from onnxaudit.errors import UsageError
 
@@ -50,7 +50,7 @@ def calibrate(
         raise UsageError(f"{named} can only be used with URLs", "Leave it out for files.")
     path = find_bundle(bundle)
     target = output or path
-    check_apart(target, "-o", {f"the {role}": model for model in models})
+    check_output(target, "-o", {f"the {role}": model for model in models})
     if target.exists() and not force:
         raise UsageError(f"{target} exists already", "Give the new bundle's name with -o, or --force to replace it.")
     console = Console()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from onnxaudit.cli.console import check_apart
+from onnxaudit.cli.console import check_output
 from onnxaudit.errors import UsageError
 
 LONGEST = 6
@@ -33,14 +33,14 @@ def commit(
         if date or sign or timestamp_request:
             raise UsageError("--open shows queries of a commitment that exists", "Leave out --date, --sign and the like.")
         path = output or Path(file.name.removesuffix(".oab") + ".opening.json")
-        check_apart(path, "-o", {"the bundle": file})
+        check_output(path, "-o", {"the bundle": file})
         lines = show_rows(file, parse_rows(open), path, force=force)
     else:
         path = output or Path(file.name.removesuffix(".oab") + ".commitment.json")
         read = {"what is committed to": file, "the key": sign}
-        check_apart(path, "-o", read)
+        check_output(path, "-o", read)
         if timestamp_request is not None:
-            check_apart(timestamp_request, "--timestamp-request", {**read, "the commitment": path})
+            check_output(timestamp_request, "--timestamp-request", {**read, "the commitment": path})
         lines = bind(file, Binding(path, date, sign, timestamp_request, force))
     for line in lines:
         typer.echo(line)

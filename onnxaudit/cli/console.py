@@ -98,6 +98,15 @@ def check_apart(output: Path, option: str, others: Mapping[str, Path | str | Non
             raise UsageError(f"{option} {output} would replace {what}", f"Give {option} another name.")
 
 
+def check_output(output: Path, option: str, others: Mapping[str, Path | str | None]) -> None:
+    """As ``check_apart``, and for what can be no file: a folder, a device, a place that cannot be written to. Before the work."""
+    check_apart(output, option, others)
+    if output.exists() and not output.is_file():
+        raise UsageError(f"{option} {output} is a folder or a device, not a file", f"Give {option} another name.")
+    if not os.access(os.path.realpath(output.parent), os.W_OK):
+        raise UsageError(f"{option} {output}: its folder does not exist or cannot be written to", "Choose another place.")
+
+
 def parse_shape(text: str | None) -> tuple[int, ...] | None:
     """ "28x28x1" as (28, 28, 1), "64" as (64,)."""
     if text is None:

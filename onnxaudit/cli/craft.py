@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from onnxaudit.cli.console import Console, check_alpha, check_apart, parse_counts, parse_input
+from onnxaudit.cli.console import Console, check_alpha, check_output, parse_counts, parse_input
 from onnxaudit.cli.options import (
     AllowPickle,
     ChannelOrder,
@@ -44,7 +44,8 @@ def craft(
     train_siblings: Annotated[int, typer.Option(help="Train so many siblings by --recipe.")] = 0,
     recipe: Annotated[str | None, typer.Option(help="module:function in your code that trains one, given a seed.")] = None,
     draw: Annotated[
-        int | None, typer.Option(help="VICTIM is a folder of siblings: draw the one to deploy by this seed, keep the others.")
+        int | None,
+        typer.Option(min=0, help="VICTIM is a folder of siblings: draw the one to deploy by this seed, keep the others."),
     ] = None,
     looks: Annotated[
         str | None,
@@ -53,7 +54,7 @@ def craft(
     combine: Annotated[
         str, typer.Option(help="How schemes become one statistic: mean-z, or learned from surrogates and half of the references.")
     ] = "mean-z",
-    seed: Annotated[int, typer.Option(help="Everything random comes from it.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Everything random comes from it.")] = 0,
     alpha: Annotated[float, typer.Option(help="Error rate that the bundle is made for.")] = 0.05,
     exports: Annotated[
         bool | None,
@@ -81,7 +82,9 @@ def craft(
     """Craft a query bundle from the victim (white box, once; needs PyTorch)."""
     check_alpha(alpha)
     path = output or Path(victim.stem + ".oab")
-    check_apart(path, "-o", {"the victim": victim, "the data": data})
+    if not victim.exists():
+        raise UsageError(f"{victim} does not exist", "Check the path of the victim.")
+    check_output(path, "-o", {"the victim": victim, "the data": data})
     if path.exists() and not force:
         raise UsageError(f"{path} exists already", "Give another name with -o, or --force to replace it.")
     if references and train_references:

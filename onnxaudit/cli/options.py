@@ -22,7 +22,7 @@ Mean = Annotated[str | None, typer.Option(help="Subtracted after scaling; one va
 Std = Annotated[str | None, typer.Option(help="Divided by after that.")]
 Layout = Annotated[str | None, typer.Option(help="NCHW or NHWC.")]
 ChannelOrder = Annotated[str | None, typer.Option(help="RGB or BGR.")]
-TrainingJobs = Annotated[int | None, typer.Option("--jobs", help="Processes that train models. Default: one a core.")]
+TrainingJobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Processes that train models. Default: one a core.")]
 Sandbox = Annotated[
     bool,
     typer.Option("--sandbox", help="Run each model that came from others in a process of its own that may do next to nothing."),

@@ -35,7 +35,7 @@ def redteam(
     ] = None,
     queries: Annotated[int, typer.Option(help="Queries a scheme.")] = 100,
     quick: Annotated[bool, typer.Option("--quick", help="Few innocents, queries and ways to hide.")] = False,
-    seed: Annotated[int, typer.Option(help="Everything random comes from it.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Everything random comes from it.")] = 0,
     alpha: Annotated[float, typer.Option(help="Error rate.")] = 0.05,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for results and trained models.")] = Path("redteam"),
     jobs: TrainingJobs = None,

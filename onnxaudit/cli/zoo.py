@@ -10,7 +10,7 @@ from onnxaudit.cli.console import Console, parse_input
 from onnxaudit.cli.options import AllowPickle, ChannelOrder, Debug, Device, Layout, Mean, Model, Scale, Std, VictimInput
 from onnxaudit.errors import UsageError, missing_extra
 
-app = typer.Typer(help="Models whose origin is known, to judge schemes on.", no_args_is_help=True)
+app = typer.Typer(help="Models whose origin is known, to judge schemes on.")
 
 
 @app.callback()
@@ -24,7 +24,7 @@ def build(
     victim: Annotated[Path | None, typer.Option(help="The victim, as for craft. Default: one is trained.")] = None,
     recipe: Annotated[str, typer.Option(help="A TOML file, or a shipped recipe: standard, large.")] = "standard",
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the zoo.")] = Path("zoo"),
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     jobs: Annotated[int | None, typer.Option(help="Models made at once. Default: one a core; on a GPU 4.")] = None,
     device: Device = "auto",
     model: Model = None,

@@ -265,9 +265,10 @@ def _factory(model: str | None, path: Path) -> torch.nn.Module:
     sys.path.insert(0, str(Path.cwd()))
     try:
         factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the user's own code may raise anything
         raise UsageError(
-            f"--model {model} cannot be imported: {error}", "Give it as module:factory, importable from here."
+            f"--model {model} cannot be imported: {type(error).__name__}: {error}",
+            "Give it as module:factory, importable from here.",
         ) from None
     else:
         made = _made(factory, model)

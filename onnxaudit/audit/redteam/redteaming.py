@@ -71,6 +71,7 @@ def redteam(options: RedteamOptions, progress: Progress) -> Redteam:
         innocents = innocents[:QUICK_INNOCENTS]
     if clash := {file.name for file in innocents} & {file.name for file in references} if options.innocents else set():
         raise UsageError(f"{min(clash)} is among the innocents and among the references", "Give other models, or no --innocents.")
+    given = None if options.bundle is None else _finding(load(options.bundle))
     options.output.mkdir(parents=True, exist_ok=True)
     with alone(options.output / ".lock"):
         victim, notes = victim_of(asked, data)
@@ -82,7 +83,7 @@ def redteam(options: RedteamOptions, progress: Progress) -> Redteam:
         folder.mkdir(exist_ok=True)
         court = Court(bare, victim, data, references, divided(references, asked.seed), folder)
         claims = tuple(_claims(court, innocents, asked.queries, options.output / "claims", progress))
-        bundle = _bundle(options, settled, progress)
+        bundle = given or _finding(craft(settled, progress))  # what those who hide are checked with
         hidden = tuple(
             hide(
                 bundle,
@@ -123,9 +124,8 @@ def _claims(court: Court, innocents: Sequence[Path], queries: int, folder: Path,
     return [claim for innocent in innocents for claim in known[innocent]]
 
 
-def _bundle(options: RedteamOptions, settled: CraftOptions, progress: Progress) -> QueryBundle:
-    """What those who hide are checked with."""
-    bundle = craft(settled, progress) if options.bundle is None else load(options.bundle)
+def _finding(bundle: QueryBundle) -> QueryBundle:
+    """The bundle, which has what it takes to find something; raises UsageError where it does not."""
     if not bundle.manifest.of_role("reference"):
         raise UsageError("the bundle has no references, so it finds nothing", "Leave --bundle out, or calibrate it first.")
     return bundle

@@ -32,7 +32,8 @@ def train_siblings(
     from joblib import Parallel, delayed
 
     folder.mkdir(parents=True, exist_ok=True)
-    code = inspect.getsourcefile(_imported(recipe))  # what is wrong with it is said before anything is trained
+    maker = _imported(recipe)  # what is wrong with it is said before anything is trained
+    code = inspect.getsourcefile(maker) if inspect.isfunction(maker) or inspect.isclass(maker) else None
     source = hashlib.sha256(Path(code).read_bytes() if code else b"").hexdigest()
     key = hashlib.sha256(json.dumps([recipe, source, victim.sha256]).encode()).hexdigest()[:12]
     files = [folder / f"sibling-{seed:04d}-{key}.pt" for seed in range(1, count + 1)]
@@ -69,9 +70,10 @@ def _imported(recipe: str) -> Callable[[int], Any]:
     sys.path.insert(0, str(Path.cwd()))
     try:
         found: Callable[[int], Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the user's own code may raise anything
         raise UsageError(
-            f"--recipe {recipe} cannot be imported: {error}", "Give it as module:function, importable from here."
+            f"--recipe {recipe} cannot be imported: {type(error).__name__}: {error}",
+            "Give it as module:function, importable from here.",
         ) from None
     finally:
         sys.path.remove(str(Path.cwd()))
