@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from onnxaudit.audit.crafting import CraftOptions, craft
 from onnxaudit.audit.progress import Silent
-from onnxaudit.bundle import load
+from onnxaudit.bundle import QueryBundle, load
 from onnxaudit.craft.data import Data, load_data
 from onnxaudit.craft.sample import Material
 from onnxaudit.craft.samplers.boundary import boundary_loss, boundary_points, sample_boundary, walk_to_boundary
@@ -180,6 +180,12 @@ class Wanting(nn.Module):
         return scores
 
 
+@pytest.fixture(scope="module")
+def straight() -> QueryBundle:
+    """Of the victim as it is."""
+    return craft(CraftOptions(VICTIM, TRAIN, ("akh",), 20, device="cpu"), Silent())
+
+
 @pytest.mark.parametrize(
     ("factor", "offset", "nhwc", "words"),
     [
@@ -189,7 +195,7 @@ class Wanting(nn.Module):
     ],
 )
 def test_the_convention_is_found_and_said(
-    tmp_path: Path, factor: float, offset: float, nhwc: bool, words: str, data: Data
+    tmp_path: Path, factor: float, offset: float, nhwc: bool, words: str, straight: QueryBundle
 ) -> None:
     example = torch.zeros(2, *(SHAPE if nhwc else (1, 28, 28)))
     path = tmp_path / "wanting.pt"
@@ -197,7 +203,6 @@ def test_the_convention_is_found_and_said(
     heard = Silent()
     bundle = craft(CraftOptions(path, TRAIN, ("akh",), 20, device="cpu"), heard)
     assert any(words in note for note in heard.notes), heard.notes
-    straight = craft(CraftOptions(VICTIM, TRAIN, ("akh",), 20, device="cpu"), Silent())
     np.testing.assert_array_equal(bundle.queries, straight.queries)
     np.testing.assert_allclose(bundle.answers["victim"].dense(), straight.answers["victim"].dense(), atol=1e-3)
 

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Access, Answers
-from onnxaudit.cli import main
 from onnxaudit.errors import ArtefactError, OnnxauditError, SuspectError, UsageError
 from onnxaudit.registry import open_suspect
 from onnxaudit.sandbox import frames
@@ -33,6 +32,7 @@ from onnxaudit.suspect import InputSpec, Target
 from tests.bundles import SHAPE, simulated_bundle
 from tests.conftest import ZOO
 from tests.hostile_models import save_swelling
+from tests.typed import typed
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="no other kernel has these walls")
 QUERIES = np.random.default_rng(1).integers(0, 256, (6, *SHAPE), dtype=np.uint8)
@@ -180,24 +180,13 @@ def _same(one: Answers, other: Answers) -> None:
     assert one.scores.tobytes() == other.scores.tobytes()
 
 
-def _check(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["onnxaudit", "check", *arguments])
-        patch.setattr(os, "_exit", sys.exit)
-        with pytest.raises(SystemExit) as ended:
-            main()
-    out, err = capsys.readouterr()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, out, err
-
-
 @linux
 def test_the_command(hostile: Callable[[str], Target], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     simulated_bundle().save(tmp_path / "v.oab")
     common = ("--bundle", str(tmp_path / "v.oab"), "--json")
-    free = _check("hostile:harmless", *common, capsys=capsys)
+    free = typed("check", "hostile:harmless", *common, capsys=capsys)
     evidence = ("--evidence", str(tmp_path / "e.jsonl"), "-o", str(tmp_path / "r.json"))
-    confined = _check("hostile:harmless", *common, "--sandbox", *evidence, capsys=capsys)
+    confined = typed("check", "hostile:harmless", *common, "--sandbox", *evidence, capsys=capsys)
     assert free[0] == confined[0]
     reports = [json.loads(text) for text in (free[1], confined[1])]
     assert reports[1]["suspect"]["runtime"].pop("sandbox")
@@ -206,12 +195,12 @@ def test_the_command(hostile: Callable[[str], Target], tmp_path: Path, capsys: p
         for name in ("seconds", "digest", "transcript_sha256"):
             del report[name]
     assert reports[0] == reports[1]
-    code, out, err = _check("hostile:segfault", *common[:2], "--sandbox", capsys=capsys)
+    code, out, err = typed("check", "hostile:segfault", *common[:2], "--sandbox", capsys=capsys)
     assert (code, out) == (4, "")
     assert [line for line in err.splitlines() if "error" in line] == [
         "error: the runtime crashed on hostile:segfault (SIGSEGV), in the sandbox. Nothing was found out."
     ]
-    assert _check("https://x", *common, "--sandbox", capsys=capsys)[0] == 2
+    assert typed("check", "https://x", *common, "--sandbox", capsys=capsys)[0] == 2
 
 
 @linux

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,24 +13,13 @@ from onnxaudit.audit.progress import Silent
 from onnxaudit.audit.scan.scanning import ScanOptions, scan
 from onnxaudit.audit.scan.sources import gathered
 from onnxaudit.bundle import QueryBundle
-from onnxaudit.cli import main
 from onnxaudit.sandbox.limits import Limits
 from tests.hostile_models import save_endless, save_swelling
 from tests.linear_scan import near, save_bundle, save_suspect, save_suspects, weights_of
+from tests.typed import typed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no other kernel has these walls")
 SMALL = Limits(memory=1, cpu=4, wall=120)  # of processor time: how busy the machine is does not count
-
-
-def _run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["onnxaudit", *arguments])
-        patch.setattr(os, "_exit", sys.exit)
-        with pytest.raises(SystemExit) as ended:
-            main()
-    out, err = capsys.readouterr()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, out, err
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +35,12 @@ def test_references_are_confined_and_the_report_says_so(
     save_suspects(tmp_path / "pool", 4, 0)
     suspect = str(save_suspect(tmp_path / "s.onnx", near(1)))
     common = ("check", suspect, "--bundle", str(bundle[0]), "--references", str(tmp_path / "pool"), "--json", "--device", "cpu")
-    free = json.loads(_run(*common, capsys=capsys)[1])
+    free = json.loads(typed(*common, capsys=capsys)[1])
     save_swelling(tmp_path / "pool/swelling.onnx")
     save_endless(tmp_path / "pool/endless.onnx")
     evidence, report = str(tmp_path / "e.jsonl"), str(tmp_path / "r.json")
     kept = ("--sandbox", "--sandbox-limits", "memory=1,cpu=4,wall=120", "--evidence", evidence, "-o", report)
-    _, out, err = _run(*common, *kept, capsys=capsys)
+    _, out, err = typed(*common, *kept, capsys=capsys)
     confined = json.loads(out)
     assert confined["bundle"]["references"] == free["bundle"]["references"] == 4
     assert (confined["p_value"], confined["score"]) == (free["p_value"], free["score"])
@@ -64,7 +52,7 @@ def test_references_are_confined_and_the_report_says_so(
     assert "more than 1 GiB of memory" in left_out["swelling.onnx"]
     assert "took more than 4 s of CPU time" in left_out["endless.onnx"]
     assert "error" not in err
-    code, out, err = _run("verify", report, "--evidence", evidence, "--bundle", str(bundle[0]), capsys=capsys)
+    code, out, err = typed("verify", report, "--evidence", evidence, "--bundle", str(bundle[0]), capsys=capsys)
     assert code == 0, err
     assert "to the last bit" in out
 
@@ -75,8 +63,8 @@ def test_references_for_an_endpoint_can_be_confined(
     monkeypatch.chdir(tmp_path)
     save_suspects(tmp_path / "pool", 2, 0)
     nowhere = ("check", "--url", "http://127.0.0.1:9/v2/models/m", "--bundle", str(bundle[0]), "--sandbox")
-    assert _run(*nowhere, capsys=capsys)[0] == 2
-    assert _run(*nowhere, "--references", str(tmp_path / "pool"), capsys=capsys)[0] == 4, "it is asked, and not reached"
+    assert typed(*nowhere, capsys=capsys)[0] == 2
+    assert typed(*nowhere, "--references", str(tmp_path / "pool"), capsys=capsys)[0] == 4, "it is asked, and not reached"
 
 
 def _lines(path: Path) -> dict[str, dict[str, Any]]:
@@ -108,7 +96,7 @@ def test_a_scan_of_strangers(tmp_path: Path, bundle: tuple[Path, QueryBundle]) -
 def test_limits_of_a_scan_without_a_sandbox(bundle: tuple[Path, QueryBundle], tmp_path: Path, capsys: Any) -> None:
     save_suspect(tmp_path / "s.onnx", weights_of(7))
     arguments = ("scan", str(tmp_path), "--bundle", str(bundle[0]), "-o", str(tmp_path / "f.jsonl"))
-    assert _run(*arguments, "--sandbox-limits", "memory=1", capsys=capsys)[0] == 2
+    assert typed(*arguments, "--sandbox-limits", "memory=1", capsys=capsys)[0] == 2
     assert not (tmp_path / "f.jsonl").exists()
-    assert _run(*arguments, "--sandbox", "--jobs", "1", capsys=capsys)[0] == 0
+    assert typed(*arguments, "--sandbox", "--jobs", "1", capsys=capsys)[0] == 0
     assert "sandbox" in _lines(tmp_path / "f.jsonl")["s.onnx"]["suspect"]["runtime"]
