@@ -448,7 +448,7 @@ def test_rule_9_a_secret_comes_from_the_environment_and_is_nowhere_in_what_is_le
     def answer(number: int, body: bytes) -> Answer:
         rows = len(json.loads(body)["inputs"][0]["data"]) // 16
         output = {"name": "y", "datatype": "FP32", "shape": [rows, 5], "data": [0.5, 1.5, 2.5, 3.5, 4.5] * rows}
-        return as_json({"outputs": [output]}) if number < limit else (500, {}, b"you sent topsecret")
+        return as_json({"outputs": [output]}) if number < limit else (401, {}, b"you sent topsecret")
 
     for limit in (3, 99):
         script = Script(answer, {PATH: as_json(metadata), "/v2": as_json({"name": "server of topsecret"})})
