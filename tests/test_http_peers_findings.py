@@ -92,9 +92,8 @@ def test_nginx_limits_rate_and_size_and_the_finding_stays_that_of_the_file(
         assert suspect.card.max_batch < 16  # 413: half as much, and again
         assert suspect.queries_sent > len(bundle.queries)  # what was refused with 413 or 429 was sent all the same
     options: dict[str, Any] = {"headers": {"Authorization": f"Bearer {KEY}"}, "dialect": "plain"}
-    time.sleep(
-        0.5
-    )  # another client's first request, on the heels of this one's last, would be refused, and that is the end of it
+    # another client's first request, on the heels of this one's last, would be refused, and that is the end of it
+    time.sleep(0.5)
     assert found(bundle, nginx, **options) == found(bundle, str(model))
     said = (nginx_folder / "error.log").read_text()
     assert "too large body" in said  # 413

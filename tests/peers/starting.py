@@ -226,7 +226,7 @@ def huggingface(model: Path, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def nginx(behind: str, folder: Path, key: str) -> Iterator[str]:
-    """The origin of nginx in front of another peer: a key, 60 requests a second, 2 kB a request."""
+    """The origin of nginx in front of another peer: a key, 20 requests a second, 2 kB a request."""
     try:
         program = environments.nginx()
     except environments.CannotInstallError as error:
