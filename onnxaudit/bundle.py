@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from onnxaudit.answers import Access, Answers
 from onnxaudit.decode import canonical, decode, parse
 from onnxaudit.errors import ArtefactError, UsageError
-from onnxaudit.regular import open_regular
+from onnxaudit.regular import open_regular, write_in_one_step
 from onnxaudit.suspect import InputSpec, Queries
 
 FORMAT = 1
@@ -155,13 +153,9 @@ class QueryBundle:
         manifest = dataclasses.replace(self.manifest, tensors={name: _digest(tensor) for name, tensor in tensors.items()})
         manifest = dataclasses.replace(manifest, digest=_seal(parse(canonical(manifest), path.name)))
         data = save(tensors, metadata={KEY: canonical(manifest)})
-        temporary = path.with_name(path.name + ".tmp")
         try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)  # noqa: PTH105 - the atomic one
+            write_in_one_step(path, data)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another place with -o.") from None
         return dataclasses.replace(self, manifest=dataclasses.replace(manifest, digest=""), id=hashlib.sha256(data).hexdigest())
 

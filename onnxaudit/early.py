@@ -14,6 +14,7 @@ from onnxaudit.answers import Answers
 from onnxaudit.decode import canonical, parse
 from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.record import Batch, from_entry, to_entry
+from onnxaudit.regular import open_regular
 from onnxaudit.transcript import CHECK, Transcript, Wording, write_whole
 
 
@@ -33,7 +34,11 @@ class Early:
         """What an earlier run left. Raises ArtefactError for a file that is not of this transcript, or was changed."""
         if not self.path.exists():
             return
-        *lines, _ = self.path.read_bytes().split(b"\n")
+        try:
+            with open_regular(self.path) as file:
+                *lines, _ = file.read().split(b"\n")
+        except OSError as error:
+            raise UsageError(f"{self.path} cannot be read: {error.strerror}", "It holds answers of an earlier run.") from None
         for number, line in enumerate(lines):
             where = f"{self.path.name} line {number + 1}"
             entry = parse(line, where)

@@ -1,10 +1,15 @@
-"""Opening files whose names came from others: a pipe would keep its reader waiting for ever, a device would fill all memory."""
+"""Files under names that others may have taken: reading only what is a file, and putting a whole file in another's place.
+
+A pipe would keep its reader waiting for ever, a device would fill all memory, and a link would have another file written over.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+import threading
 from io import BufferedReader
 from pathlib import Path
 
@@ -23,6 +28,24 @@ def open_regular(path: Path) -> BufferedReader:
         return open(descriptor, "rb")  # noqa: PTH123 - a descriptor is no path
     except BaseException:
         os.close(descriptor)
+        raise
+
+
+def write_in_one_step(path: Path, data: bytes) -> None:
+    """Put a file with this content in the place: whoever looks there sees the old one or the new one, whole. Raises OSError.
+
+    It is written first under a name of this thread's own, in a file that is made for it: what has that name is not written over.
+    """
+    new = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor is no path
+            file.write(data)
+        os.replace(new, path)  # noqa: PTH105 - the atomic one
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.unlink()
         raise
 
 

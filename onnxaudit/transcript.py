@@ -242,7 +242,7 @@ def _opened(path: Path, first: bytes, resume: bool, wording: Wording) -> int:
     place = Path(os.path.realpath(path))
     try:
         for _ in range(_TRIES):
-            if place.exists() and not place.is_file():
+            if place.is_symlink() or (place.exists() and not place.is_file()):  # a link that was followed leads to itself
                 raise UsageError(f"{path} is no file that a transcript could be kept in", wording.place)
             descriptor = _taken(path, place, first, resume, wording) if place.exists() else _made(place, first)
             if descriptor is not None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import pytest
 
 from onnxaudit.alone import locked
 from onnxaudit.answers import Answers
-from onnxaudit.early import refuse_leftover
-from onnxaudit.errors import UsageError
+from onnxaudit.early import recover, refuse_leftover
+from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.transcript import Transcript, discard
 
 HEADER = {"schema": "onnxaudit.transcript/1", "bundle": "b"}
@@ -194,3 +195,25 @@ def test_early_answers_of_a_run_that_goes_on_are_nothing_to_be_removed(tmp_path:
     refuse_leftover(path)
     with pytest.raises(UsageError, match="exists already"):
         Transcript(path, HEADER, resume=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pipes and devices under names")
+def test_early_answers_under_a_name_that_is_no_file_are_refused(tmp_path: Path) -> None:
+    transcript = Transcript(tmp_path / "t.jsonl", HEADER, resume=False)
+    place = tmp_path / "t.jsonl.early"
+    makers: list[Callable[[Path], object]] = [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()]
+    for make in makers:
+        make(place)
+        with pytest.raises((ArtefactError, UsageError), match=r"t\.jsonl\.early"):
+            recover(transcript)
+        place.rmdir() if place.is_dir() else place.unlink()
+    transcript.close()
+
+
+def test_a_link_to_itself_is_no_file_that_another_process_writes(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match="is no file"):
+        Transcript(tmp_path / "loop", HEADER, resume=False)
+    (tmp_path / "link").symlink_to("there.jsonl")  # one that leads to a file to be is followed
+    Transcript(tmp_path / "link", HEADER, resume=False).close()
+    assert (tmp_path / "there.jsonl").is_file()

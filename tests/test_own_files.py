@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ import pytest
 from onnxaudit.cli.commit import parse_rows
 from onnxaudit.cli.console import check_apart
 from onnxaudit.errors import UsageError
+from onnxaudit.regular import write_in_one_step
 from onnxaudit.report.writing import check_format
 from tests.bundles import save_linear, simulated_bundle
 from tests.test_cli import assert_error, document, run
@@ -56,10 +61,10 @@ def test_an_output_never_replaces_what_is_read_or_kept(folder: Path, line: str, 
 
 
 def test_a_report_that_cannot_be_written_costs_no_other(folder: Path) -> None:
-    (folder / "c.json.tmp").symlink_to("/nowhere/at/all")  # what is written first cannot be
-    done = run("check", "m.onnx", "-o", "a.json", "-o", "c.json", "-o", "b.md", cwd=folder)
+    long = "c" * 245 + ".json"  # and the name of what is written first is too long
+    done = run("check", "m.onnx", "-o", "a.json", "-o", long, "-o", "b.md", cwd=folder)
     assert done.returncode == 2
-    assert "c.json cannot be written" in done.stderr
+    assert f"{long} cannot be written" in done.stderr
     assert (folder / "a.json").exists()
     assert (folder / "b.md").exists()
 
@@ -116,3 +121,33 @@ def test_more_memory_than_there_is_is_no_bug(folder: Path) -> None:
 
 def test_a_group_of_commands_alone_says_that_one_is_missing(tmp_path: Path) -> None:
     assert_error(run("zoo", cwd=tmp_path), 2, "Missing command. See: onnxaudit zoo --help")
+
+
+def test_what_lies_under_the_name_of_a_file_to_be_is_not_written_over(tmp_path: Path) -> None:
+    """In a folder that others write to, a link there would have any file written over; and two processes are not in step."""
+    (tmp_path / "precious").write_text("precious")
+    own = f"r.json.{os.getpid()}-{threading.get_native_id()}.tmp"
+    (tmp_path / own).symlink_to("precious")
+    (tmp_path / "r.json.tmp").symlink_to("precious")
+    write_in_one_step(tmp_path / "r.json", b"{}")
+    assert (tmp_path / "r.json").read_bytes() == b"{}"
+    assert (tmp_path / "precious").read_text() == "precious"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_in_one_step(tmp_path / "folder", b"{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "precious", "r.json", "r.json.tmp"]
+
+
+def test_two_processes_that_write_one_file_leave_one_of_theirs(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from onnxaudit.regular import write_in_one_step\n"
+        "for _ in range(100): write_in_one_step(Path('f'), sys.argv[1].encode() * 100_000)"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code, letter], cwd=tmp_path) for letter in "ab"]
+    seen = set()
+    while any(process.poll() is None for process in both):
+        if (tmp_path / "f").exists():
+            seen.add((tmp_path / "f").read_bytes())
+    assert [process.wait() for process in both] == [0, 0]
+    assert seen <= {b"a" * 100_000, b"b" * 100_000}
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]

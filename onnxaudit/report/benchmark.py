@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from onnxaudit.regular import write_in_one_step
 from onnxaudit.report.text import markdown_table, table
 
 SCHEMA = "onnxaudit.bench/2"
@@ -43,15 +43,9 @@ def write_results(result: Any, zoo: str, output: Path) -> list[str]:
 
     text = results_json(result, zoo)
     found = json.loads(text)
-    _write(output / "results.json", text)
-    _write(output / "results.md", results_markdown(found))
+    write_in_one_step(output / "results.json", text.encode())
+    write_in_one_step(output / "results.md", results_markdown(found).encode())
     return ["results.json", "results.md", *draw_all(found, output)]
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)  # noqa: PTH105 - the atomic one
 
 
 def standard_budget(results: Results) -> int:

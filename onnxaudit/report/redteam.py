@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from onnxaudit.evidence.metrics import clopper_pearson
+from onnxaudit.regular import write_in_one_step
 from onnxaudit.report.text import markdown_table, table
 
 SCHEMA = "onnxaudit.redteam/1"
@@ -47,9 +47,7 @@ def write_redteam(result: Any, output: Path) -> list[str]:
     """redteam.json and redteam.md in a folder, each replaced in one step; their names."""
     text = redteam_json(result)
     for name, content in (("redteam.json", text), ("redteam.md", redteam_markdown(json.loads(text)))):
-        temporary = output / f"{name}.tmp"
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, output / name)  # noqa: PTH105 - the atomic one
+        write_in_one_step(output / name, content.encode())
     return ["redteam.json", "redteam.md"]
 
 

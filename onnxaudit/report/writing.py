@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import UsageError
+from onnxaudit.regular import write_in_one_step
 from onnxaudit.report.markdown import markdown
 from onnxaudit.report.model import Report
 from onnxaudit.report.text import text
@@ -45,14 +45,11 @@ def write_all(report: Report, path: Path, bundle: QueryBundle | None = None) -> 
     bundle: whose queries a page shows as pictures.
     """
     check_format(path)
-    temporary = path.with_name(path.name + ".tmp")
+    # names of files may have bytes that are no text; in JSON what is written for them is an escape
+    data = FORMATS[path.suffix](report, bundle).encode(errors="backslashreplace")
     try:
-        # names of files may have bytes that are no text; in JSON what is written for them is an escape
-        temporary.write_text(FORMATS[path.suffix](report, bundle), encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, path)  # noqa: PTH105 - the atomic one
+        write_in_one_step(path, data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another place with -o.") from None
 
 

@@ -20,6 +20,7 @@ from onnxaudit.bundle import QueryBundle, load
 from onnxaudit.craft.data import load_data
 from onnxaudit.decode import canonical, decode, parse
 from onnxaudit.errors import UsageError
+from onnxaudit.regular import write_in_one_step
 from onnxaudit.zoo.making import file_digest
 
 VERSION = 1
@@ -117,9 +118,7 @@ def _claims(court: Court, innocents: Sequence[Path], queries: int, folder: Path,
             known[innocent] = tuple(decode(Claim, claim, files[innocent].name) for claim in value)
     missing = [innocent for innocent in innocents if innocent not in known]
     for innocent, claims in accuse(court, missing, queries, progress) if missing else ():
-        temporary = files[innocent].with_suffix(".tmp")
-        temporary.write_text(canonical([dataclasses.asdict(claim) for claim in claims]), encoding="utf-8")
-        temporary.replace(files[innocent])
+        write_in_one_step(files[innocent], canonical([dataclasses.asdict(claim) for claim in claims]).encode())
         known[innocent] = tuple(claims)
     return [claim for innocent in innocents for claim in known[innocent]]
 
