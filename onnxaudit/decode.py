@@ -35,7 +35,8 @@ def parse(text: str | bytes, where: str) -> Any:
     try:
         return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise ArtefactError(f"{where} is not valid JSON: {error}") from None
+        why = "it is no text" if isinstance(error, UnicodeDecodeError) else error
+        raise ArtefactError(f"{where} is not valid JSON: {why}", "It is damaged, or another file is meant.") from None
 
 
 def _finite(text: str) -> float:

@@ -20,6 +20,8 @@ _OTHER = "check --label-space unknown compares it without labels."
 Queries: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
 """Canonical queries: uint8 images (n, H, W, C) on the 8-bit grid, or float32 vectors (n, d)."""
 
+LARGEST = 1e30
+"""Of what inputs are scaled by and moved by: more is no number of 32 bits."""
 MOST_VALUES = 1 << 26
 """Of one input; a picture of 4096 x 4096 in colour has fewer. A small file can say that it takes terabytes."""
 
@@ -56,6 +58,8 @@ class InputSpec:
         numbers = (self.scale, *self.mean, *self.std)
         if not all(math.isfinite(number) for number in numbers) or self.scale == 0 or 0 in self.std:
             return "scale and std must be finite and not zero, mean finite"
+        if max(map(abs, (self.scale, *self.mean))) > LARGEST * min(map(abs, self.std), default=1.0):
+            return f"scale and mean must be below {LARGEST:g} times std: models take numbers of 32 bits"
         if len(self.shape) == 3 and (len(self.mean) not in (0, 1, channels) or len(self.std) not in (0, 1, channels)):
             return f"mean and std need one value, or one for each of {channels} channels"
         return None

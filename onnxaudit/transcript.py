@@ -25,7 +25,20 @@ from onnxaudit.errors import UsageError
 from onnxaudit.header import differences, said
 from onnxaudit.record import Batch, Probe, Record, Run, check_kept, to_entry
 
-__all__ = ["CHECK", "SCHEMA", "Batch", "Probe", "Record", "Run", "Transcript", "Wording", "check_kept", "discard", "write_whole"]
+__all__ = [
+    "CHECK",
+    "SCHEMA",
+    "Batch",
+    "Probe",
+    "Record",
+    "Run",
+    "Transcript",
+    "Wording",
+    "as_line",
+    "check_kept",
+    "discard",
+    "write_whole",
+]
 
 SCHEMA = "onnxaudit.transcript/1"
 
@@ -52,7 +65,7 @@ class Transcript:
         self.path, self.wording = path, wording
         self._record = Record()
         self._turn = threading.Lock()  # queries come to nothing in threads of their own
-        descriptor = _opened(path, (canonical({**header, "previous": ""}) + "\n").encode(), resume, wording)
+        descriptor = _opened(path, as_line({**header, "previous": ""}), resume, wording)
         try:
             lines = list(self._read(header, _whole(descriptor)))
             if not lines:
@@ -170,7 +183,7 @@ class Transcript:
 
     def _append(self, entry: dict[str, Any], *, sync: bool) -> None:
         assert self._descriptor is not None
-        line = (canonical({**entry, "previous": self._previous}) + "\n").encode()
+        line = as_line({**entry, "previous": self._previous})
         try:
             write_whole(self._descriptor, line, sync=sync)
         except OSError as error:
@@ -189,6 +202,11 @@ class Transcript:
             if self._descriptor is not None:
                 os.close(self._descriptor)
             self._descriptor = None
+
+
+def as_line(entry: Mapping[str, Any]) -> bytes:
+    """One line of JSON; what is no text in the name of a file is an escape in it."""
+    return (canonical(entry) + "\n").encode(errors="backslashreplace")
 
 
 def write_whole(descriptor: int, line: bytes, *, sync: bool = True) -> None:

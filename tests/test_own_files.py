@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from onnxaudit.cli.console import check_apart
 from onnxaudit.errors import UsageError
 from onnxaudit.regular import write_in_one_step
 from onnxaudit.report.writing import check_format
+from onnxaudit.suspect import InputSpec
 from tests.bundles import save_linear, simulated_bundle
 from tests.test_cli import assert_error, document, run
 
@@ -151,3 +153,20 @@ def test_two_processes_that_write_one_file_leave_one_of_theirs(tmp_path: Path) -
     assert [process.wait() for process in both] == [0, 0]
     assert seen <= {b"a" * 100_000, b"b" * 100_000}
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_an_address_that_dask_cannot_read_ends_the_command(folder: Path) -> None:
+    """A client that was begun with one has threads that outlive it."""
+    done = run("scan", "m.onnx", "--engine", "dask", "--address", "nowhere", cwd=folder)
+    assert_error(done, 2, "no Dask scheduler answers at nowhere")
+
+
+def test_numbers_that_no_model_takes_are_refused_without_a_warning(folder: Path) -> None:
+    for option in (["--std", "1e-300"], ["--scale", "1e38"], ["--mean", "1e300"]):
+        assert_error(run("check", "m.onnx", *option, cwd=folder), 2, "times std")
+    assert InputSpec((4, 4, 1), scale=1e3, mean=(1e10,), std=(1e-10,)).problem() is None
+
+
+def test_a_file_that_is_no_text_is_no_transcript(folder: Path) -> None:
+    shutil.copy(folder / "m.onnx", folder / "t.jsonl")
+    assert_error(run("check", "m.onnx", "--evidence", "t.jsonl", "--resume", cwd=folder), 3, "no text.*another file is meant")

@@ -108,3 +108,23 @@ def test_folders_within_folders_end_no_scan(tmp_path: Path) -> None:
     assert found[0].count("/d") == DEEPEST + 1
     (tmp_path / "m/d").rename(tmp_path / "deep")
     subprocess.run(["rm", "-rf", str(tmp_path / "deep")], check=True)  # shutil cannot go so deep
+
+
+def test_a_suspect_whose_name_is_no_text_has_a_transcript_like_others(tmp_path: Path, bundle: Path) -> None:
+    name = os.fsdecode(b"s\xff.onnx")
+    save_suspect(tmp_path / name, weights_of(7))
+    line = ["check", name, "--bundle", str(bundle), "--evidence", "t.jsonl", "-o", "r.json"]
+    assert _run(*line, cwd=tmp_path).returncode in (0, 11)
+    assert _run(*line, "--resume", cwd=tmp_path).returncode in (0, 11)
+    assert _run("verify", "r.json", "--evidence", "t.jsonl", "--bundle", str(bundle), cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--url", "http://127.0.0.1:1/\udcff"], ["--header", "X: \udcff"], ["--dialect", "\udcff"], ["--output-name", "\udcff"]],
+)
+def test_options_that_are_no_text_are_no_bug(tmp_path: Path, bundle: Path, option: list[str]) -> None:
+    url = [] if option[0] == "--url" else ["--url", "http://127.0.0.1:1/x"]
+    done = _run("check", *url, *option, "--bundle", str(bundle), cwd=tmp_path)
+    assert done.returncode in (2, 4), done
+    assert done.stderr.startswith("error: "), done

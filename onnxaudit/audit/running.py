@@ -126,7 +126,7 @@ def target_digest(bundle: QueryBundle, source: str, http: Mapping[str, Any]) -> 
     template = [http["template"]] if http.get("template") else []  # its body may say which model is meant
     labels = [list(http["labels"])] if http.get("labels") else []  # another order of names is another suspect
     said = canonical([source, headers, http.get("dialect"), http.get("input_name"), http.get("output_name"), *template, *labels])
-    return hashlib.scrypt(said.encode(), salt=bundle.id.encode(), n=2**14, r=8, p=1, dklen=32).hex()
+    return hashlib.scrypt(said.encode("utf-8", "surrogatepass"), salt=bundle.id.encode(), n=2**14, r=8, p=1, dklen=32).hex()
 
 
 def failed(bundle: QueryBundle, source: str, options: CheckOptions, error: BaseException, sent: int) -> Report:

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, WorkerPlugin, get_worker
+from distributed.comm.addressing import resolve_address
 
 from onnxaudit.engines import Lost, Work
 from onnxaudit.errors import UsageError
@@ -33,6 +34,8 @@ def open_engine(function: Work, shared: Any, *, jobs: int | None, address: str |
     _hush()
     cluster = None if address is not None else _local(jobs)
     try:
+        if address is not None:
+            resolve_address(address)  # before a client, whose threads outlive an address that it cannot read
         client = Client(cluster or address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:120]

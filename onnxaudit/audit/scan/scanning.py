@@ -81,7 +81,7 @@ def scan(
         check_judgeable(bundle)
     said = {name: value for name, value in options.said.items() if value is not None}
     how = [__version__, options.access, alpha, said, options.output_name]
-    settings = hashlib.sha256(canonical(how).encode()).hexdigest()[:16]
+    settings = hashlib.sha256(canonical(how).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     with alone(output.with_name(output.name + ".lock")), Findings(output) as findings:
         record = Record(findings, list(dict.fromkeys(sources)), bundles, settings, alpha)
         record.begin()
@@ -173,7 +173,8 @@ def _ask_endpoint(
     if record.knows(content, bundle):
         return content, None
     folder.mkdir(exist_ok=True)
-    how = hashlib.sha256(canonical([briefing.access, dict(briefing.said), briefing.output_name]).encode()).hexdigest()
+    asked = canonical([briefing.access, dict(briefing.said), briefing.output_name])
+    how = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
     evidence = folder / f"{against.id[:8]}-{digest[:16]}-{how[:8]}.jsonl"
     options = CheckOptions(
         briefing.alpha, evidence=evidence, resume=evidence.exists(), repeat=REPEATS, device=briefing.device, wording=WORDING
