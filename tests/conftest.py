@@ -22,6 +22,7 @@ settings.load_profile("repeatable")
 # Commands run as they do for users: what is not flushed is lost, and nothing is compiled twice.
 for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(name, None)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for one another on a busy machine take up to 30 times as long
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell does that to what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -51,8 +52,7 @@ def crafted_path(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pa
         if not path.exists():
             command = [sys.executable, "-m", "onnxaudit", "craft", str(ZOO / "victim.pt"), "-o", str(path)]
             command += ["--data", str(FIXTURES / "fashion/train.npz"), "--references", str(ZOO / "references")]
-            one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # two threads fight for a busy machine and take twice as long
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
     return path
 

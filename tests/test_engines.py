@@ -65,8 +65,11 @@ def run_all(engine: Engine, items: list[dict[str, Any]], at_each: Callable[[int]
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Path]]:
     """One engine of each kind with two workers, for all tests: starting them is what takes time."""
     folder = tmp_path_factory.mktemp(request.param)
-    with open_engine(request.param, work, {"offset": 1, "folder": str(folder)}, jobs=2) as opened:
-        yield opened, folder
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            patch.delenv(name, raising=False)  # what workers have is not inherited
+        with open_engine(request.param, work, {"offset": 1, "folder": str(folder)}, jobs=2) as opened:
+            yield opened, folder
 
 
 def test_results_come_back_under_their_tickets(engine: tuple[Engine, Path]) -> None:
