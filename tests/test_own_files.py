@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -19,7 +20,8 @@ from onnxaudit.regular import write_in_one_step
 from onnxaudit.report.writing import check_format
 from onnxaudit.suspect import InputSpec
 from tests.bundles import save_linear, simulated_bundle
-from tests.test_cli import assert_error, document, run
+from tests.http_script import Script, as_json, served
+from tests.test_cli import assert_error, document, python, run
 
 
 @pytest.fixture
@@ -170,3 +172,28 @@ def test_numbers_that_no_model_takes_are_refused_without_a_warning(folder: Path)
 def test_a_file_that_is_no_text_is_no_transcript(folder: Path) -> None:
     shutil.copy(folder / "m.onnx", folder / "t.jsonl")
     assert_error(run("check", "m.onnx", "--evidence", "t.jsonl", "--resume", cwd=folder), 3, "no text.*another file is meant")
+
+
+@pytest.mark.parametrize("line", ["calibrate quits:answer -o n.oab", "scan m.onnx --list quits.txt", "zoo build --data x.npz"])
+def test_every_command_that_is_interrupted_says_so(folder: Path, line: str) -> None:
+    """Found when the library of the command line took to ending with 130 and no word."""
+    (folder / "quits.py").write_text("def answer(batch):\n    raise KeyboardInterrupt\n")
+    code = (
+        "import sys, onnxaudit.cli, onnxaudit.cli.console as console\n"
+        "def raising(*_, **__): raise KeyboardInterrupt\n"
+        "console.Console.__init__ = raising\n"
+        f"sys.argv = ['onnxaudit', *{line.split()!r}]\n"
+        "onnxaudit.cli.main()\n"
+    )
+    (folder / "quits.txt").write_text("m.onnx\n")
+    done = python("-c", code, cwd=folder)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_what_to_do_about_a_full_disk_is_said_once(folder: Path) -> None:
+    with served(Script(lambda _, body: as_json({"output": [[0.1] * 5] * len(json.loads(body)["input"])}), {})) as url:
+        line = f"ulimit -f 4; {sys.executable} -m onnxaudit check --url {url}/x --dialect plain --looks none --evidence t.jsonl"
+        here = {**os.environ, "NO_PROXY": "127.0.0.1"}
+        done = subprocess.run(["bash", "-c", line], cwd=folder, env=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("go on with --resume") == 1, done.stderr

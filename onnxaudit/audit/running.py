@@ -135,7 +135,7 @@ def failed(bundle: QueryBundle, source: str, options: CheckOptions, error: BaseE
     interrupted = isinstance(error, KeyboardInterrupt)
     kept = f"; what was answered is kept in {options.evidence}, {options.wording.further}" if options.evidence else ""
     words = f"interrupted{kept}" if interrupted else str(error)
-    kept = kept if sent and not interrupted else ""
+    kept = kept if sent and not interrupted and options.wording.further not in words else ""
     blank = Report(
         finding=INCONCLUSIVE,
         p_value=None,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 from onnxaudit import __version__
@@ -123,9 +125,11 @@ def _run(arguments: list[str]) -> int:
     for name in names:
         module = importlib.import_module(f"onnxaudit.cli.{name}")
         if hasattr(module, "app"):  # a group of commands
+            for one in module.app.registered_commands:
+                one.callback = _telling(one.callback)
             app.add_typer(module.app, name=name)
         else:
-            app.command(name)(getattr(module, name))
+            app.command(name)(_telling(getattr(module, name)))
     command = typer.main.get_command(app)
     try:
         return int(command.main(arguments or ["--help"], prog_name="onnxaudit", standalone_mode=False) or 0)
@@ -142,6 +146,20 @@ def _run(arguments: list[str]) -> int:
             raise
         where = f"onnxaudit {names[0]}" if len(names) == 1 else "onnxaudit"
         raise UsageError(message().rstrip(".").replace("'?", "'"), f"See: {where} --help") from None
+
+
+def _telling(command: Callable[..., int | None]) -> Callable[..., int | None]:
+    """The command, which says that it was interrupted where it does not do so itself: typer ends with 130 and no word."""
+
+    @functools.wraps(command)
+    def run(*arguments: object, **options: object) -> int | None:
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    return run
 
 
 def _callback() -> None:
