@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from onnxaudit.errors import ArtefactError, OnnxauditError, UsageError
 from onnxaudit.registry import open_suspect, read_target_file
 from onnxaudit.suspect import InputSpec, Target
 from onnxaudit_adapters.http.json_path import JsonPath
+from onnxaudit_adapters.http.options import HttpOptions
 from onnxaudit_adapters.http.strict_json import ReplyError
 from tests.http_script import Answer, Script, as_json, served
 
@@ -269,3 +271,18 @@ def test_paths(path: str, found: object) -> None:
 def test_paths_that_lead_nowhere(path: str) -> None:
     with pytest.raises(ReplyError, match="nothing at"):
         JsonPath.read(path, "x").find({"a": [{"b": 1}, {"b": 2}], "c d": {"e": 3}})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has no pipes under names")
+@pytest.mark.parametrize("key", ["labels", "ca_bundle", "client_cert"])
+def test_a_pipe_that_a_file_names_is_not_waited_for(tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="pipe"):
+        HttpOptions.read(read(tmp_path, f'url = "https://h/v1/models/m"\n{key} = "pipe"\n')["http"])
+
+
+def test_a_mark_of_the_byte_order_is_no_damage_and_a_missing_url_is_called_that(tmp_path: Path) -> None:
+    assert read(tmp_path, '\ufeffurl = "https://h/x"\n')["url"] == "https://h/x"
+    with pytest.raises(UsageError, match="url is missing"):
+        read(tmp_path, "")

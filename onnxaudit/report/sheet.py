@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import IO
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from onnxaudit.bundle import QueryBundle
 from onnxaudit.errors import UsageError
+from onnxaudit.regular import write_in_one_step
 
 COLUMNS, ROWS, GAP = 20, 2, 2
 LABEL = 14
@@ -53,8 +55,10 @@ def save_sheet(bundle: QueryBundle, path: Path) -> None:
         draw.text((2, top), name, fill="black")
         sheet.paste(Image.fromarray(block), (0, top + LABEL))
         top += len(block) + LABEL + GAP
+    drawn = io.BytesIO()
+    sheet.save(drawn, format="PNG")
     try:
-        sheet.save(path, format="PNG")
+        write_in_one_step(path, drawn.getvalue())
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another place with --sheet.") from None
 

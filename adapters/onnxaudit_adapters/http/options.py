@@ -182,8 +182,8 @@ def within_bounds(value: object, key: str, shown: str) -> float:
 
 def _file(said: Mapping[str, object], key: str) -> str | None:
     path = _text(said, key)
-    if path is not None and not Path(path).exists():
-        raise UsageError(f"{_flag(key)} {path} is not there", "Check the path.")
+    if path is not None and not (Path(path).is_file() or Path(path).is_dir()):  # whoever opens a pipe waits
+        raise UsageError(f"{_flag(key)} {path} is not there, or no file", "Check the path.")
     return path
 
 

@@ -94,7 +94,7 @@ def _load(path: Path) -> dict[str, Any]:
             data = file.read()
         if any(len(line) > _MAX_LINE for line in data.splitlines()):
             raise ArtefactError(f"{path} has a line of more than {_MAX_LINE} bytes", "It holds a few lines; see docs/http.md.")
-        return tomllib.loads(data.decode("utf-8"))
+        return tomllib.loads(data.decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", "Check the path of --target.") from None
     except (ValueError, RecursionError) as error:  # TOML's own are ValueErrors, and so is a number of 5000 digits
@@ -138,7 +138,9 @@ def _variable(name: str, where: str, environ: Mapping[str, str], path: Path) -> 
 
 
 def _url(document: Mapping[str, Any], path: Path) -> str:
-    url = _text(document.get("url"), "url", path)
+    if "url" not in document:
+        raise UsageError(f"{path}: url is missing", 'As url = "https://HOST/PATH".')
+    url = _text(document["url"], "url", path)
     if not url.lower().startswith(("http://", "https://")):
         raise UsageError(f"{path}: url must begin with http:// or https://", "For a file, give it without --target.")
     if _VARIABLE.search(url.partition("?")[0]):
@@ -239,8 +241,9 @@ def _labels(name: object, path: Path) -> list[str]:
     try:
         if place.stat().st_size > _MAX_BYTES:
             raise UsageError(f"{place} is larger than a list of names can be", "Give one name a line, in the victim's order.")
-        lines = [line.strip() for line in place.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError):
+        with open_regular(place) as file:
+            lines = [line.strip() for line in file.read().decode("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError, ArtefactError):
         raise UsageError(
             f"{path}: labels: {place} cannot be read as text", "Give one name a line, in the victim's order."
         ) from None
