@@ -65,6 +65,11 @@ class Run:
     vouched: bool = False
     refused: bool = False
 
+    @property
+    def pool(self) -> frozenset[str]:
+        """By which models it calibrated, as their digests; none of them where those were the bundle's own."""
+        return frozenset(str(entry.get("sha256")) for entry, _ in self.references)
+
 
 @dataclass(slots=True)
 class Record:
@@ -127,6 +132,11 @@ class Record:
     def ended_once(self) -> bool:
         """Whether any run came to its end."""
         return any(run.sent is not None for run in self.runs)
+
+    @property
+    def pools(self) -> set[frozenset[str]]:
+        """By which pools of references answers were judged, see ``Run.pool``."""
+        return {run.pool for run in self.runs if run.sent is not None}
 
     @property
     def spent(self) -> int:

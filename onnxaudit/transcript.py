@@ -109,6 +109,11 @@ class Transcript:
         return self._record.ended_once
 
     @property
+    def pools(self) -> set[frozenset[str]]:
+        """By which pools of references its answers were judged before, see ``Record.pools``."""
+        return self._record.pools
+
+    @property
     def spent(self) -> int:
         """Queries of the budget that are gone: see ``Record.spent``."""
         return self._record.spent

@@ -9,12 +9,13 @@ import pytest
 
 from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.checking import CheckOptions, check
+from onnxaudit.audit.judging.looking import asking_order, only
 from onnxaudit.audit.progress import Silent
 from onnxaudit.bundle import QueryBundle
-from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE
+from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, look_price, p_value
 from onnxaudit.evidence.multiple import holm
 from onnxaudit.suspect import Queries
-from tests.bundles import QUERIES, SPANS, Recorded
+from tests.bundles import QUERIES, SPANS, Recorded, simulated_bundle
 from tests.simulated import BUNDLE, INNOCENT, POOL, VICTIM, checked, judged, replaced, with_references
 
 
@@ -223,9 +224,56 @@ def test_p_and_its_floor_are_multiplied_by_the_looks() -> None:
     assert judged(VICTIM, looks=4, alpha=0.1).finding == "derived"
 
 
+def test_a_look_before_all_was_asked_costs_more_for_more_may_follow() -> None:
+    early = only(VICTIM, asking_order(BUNDLE)[:70])
+    for looks, times in ((1, 2), (2, 6), (3, 12)):
+        report = judged(early, looks=looks, alpha=0.5)
+        assert report.p_value == report.p_floor == pytest.approx(times / 40)
+        assert report.finding == "derived"
+        assert any(f"which may be done again with more: p is multiplied by {times}" in said for said in report.conditions)
+    assert (
+        judged(early, looks=2).reasons[0].startswith("39 references at look 2, before all was asked: p cannot fall below 0.15, ")
+    )
+
+
+def test_whoever_stops_at_the_first_look_that_accuses_is_wrong_no_more_often_than_alpha() -> None:
+    """Answers of each model add up like a random walk; nobody planned the looks."""
+    rng, trials, m = np.random.default_rng(1), 2000, 199
+    sizes = np.unique(np.round(10 * 1.6 ** np.arange(8)).astype(int))
+    accused = 0
+    for _ in range(trials):
+        walk = rng.normal(size=(m + 1, sizes[-1])).cumsum(axis=1)
+        found = [
+            look_price(k, last=k == len(sizes)) * p_value(walk[:, size - 1] / np.sqrt(size))
+            for k, size in enumerate(sizes, start=1)
+        ]
+        accused += min(found) <= 0.05
+    assert sum(1 / look_price(k, last=k == 50) for k in range(1, 51)) == pytest.approx(1)
+    assert accused / trials <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / trials)
+    assert accused > 0
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_budget_that_ends_before_the_controls_accuses_nobody(labelled: bool) -> None:
+    """Nothing is known of the suspect then, not even whether it is wired right."""
+    pool = simulated_bundle(39, labelled=labelled)
+    start, _ = pool.manifest.controls
+    for controls in (0, 5, 9):
+        asked = np.r_[0:start, start : start + controls]
+        report = judged(only(pool.answers["victim"], asked), pool, alpha=0.5)
+        assert report.finding == "inconclusive"
+        assert "the budget was spent before enough control queries were answered" in report.reasons
+    assert judged(pool.answers["victim"], pool, alpha=0.5).finding == "derived"
+
+
 def test_an_alpha_of_one_s_own_is_told() -> None:
     said = "alpha 0.2 was chosen with the check; the bundle was made for 0.05"
     assert said in judged(VICTIM, alpha=0.2).conditions
+    lax = dataclasses.replace(BUNDLE, manifest=dataclasses.replace(BUNDLE.manifest, alpha=0.2))
+    warned = "alpha 0.2: up to 20% of independent suspects are called derived at it"
+    assert warned in judged(VICTIM, alpha=0.2).conditions
+    assert warned in judged(VICTIM, lax).conditions
+    assert not any("are called derived at it" in condition for condition in judged(VICTIM, alpha=0.1).conditions)
     assert not any(
         "was chosen with the check" in condition for alpha in (None, 0.05) for condition in judged(VICTIM, alpha=alpha).conditions
     )

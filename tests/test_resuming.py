@@ -16,11 +16,13 @@ from onnxaudit.answers import Answers
 from onnxaudit.audit.checking import REPEATS, CheckOptions, check
 from onnxaudit.audit.progress import Silent
 from onnxaudit.audit.running import run_check
+from onnxaudit.audit.verifying.verifying import VerifyOptions, verify_file
+from onnxaudit.bundle import load
 from onnxaudit.errors import BudgetSpent, SuspectError, UsageError
 from onnxaudit.report.model import Report
 from onnxaudit.suspect import Queries, SuspectCard
 from onnxaudit_adapters.callable import CallableSuspect
-from tests.bundles import QUERIES, Recorded
+from tests.bundles import QUERIES, Recorded, save_linear, simulated_bundle
 from tests.http_script import METADATA, PATH, Script, as_json, served
 from tests.simulated import BUNDLE, INNOCENT, VICTIM, checked
 
@@ -202,13 +204,31 @@ def test_every_look_at_growing_answers_costs(tmp_path: Path) -> None:
     assert [report.queries["sent"] for report in reports] == [*budgets[:-1], QUERIES - 81 + REPEATS]
     assert last.queries["reused"] == 81
     assert (last.finding, last.exit_code, last.p_floor, last.p_value) == ("inconclusive", 11, 0.2, 0.2)
-    assert last.reasons == ("39 references after 8 looks: p cannot fall below 0.2, alpha 0.05 needs at least 159",)
+    assert last.reasons == ("39 references at look 8: p cannot fall below 0.2, alpha 0.05 needs at least 159",)
     assert "answers were judged 8 times as they came in: p is multiplied by 8" in last.conditions
-    for looks, report in enumerate(reports, start=1):
-        assert report.p_floor == pytest.approx(looks / 40)
+    for look, report in enumerate(reports, start=1):
+        assert report.p_floor == pytest.approx(min(1, (look if look == 8 else look * (look + 1)) / 40))
         assert report.p_value is None or report.p_value >= report.p_floor
-        assert any(f"after {looks} looks" in reason for reason in report.reasons) == (looks > 2)
+        assert any(f"at look {look}" in reason for reason in report.reasons) == (look > 1)
     assert checked(VICTIM).finding == "derived"
+
+
+def test_answers_that_were_judged_by_several_pools_of_references_say_so(tmp_path: Path) -> None:
+    """Whoever tries pools until one accuses does not hide it."""
+    simulated_bundle(20, labelled=False).save(tmp_path / "b.oab")
+    bundle, evidence, reports = load(tmp_path / "b.oab"), tmp_path / "e.jsonl", []
+    for seed, folder in enumerate(("one", "two")):
+        (tmp_path / folder).mkdir()
+        save_linear(tmp_path / folder / "m.onnx", classes=5, seed=seed, size=4)
+    for name in (None, None, "one", "one", "two", None):
+        references = None if name is None else tmp_path / name
+        reports.append(checked(VICTIM, bundle, evidence=evidence, resume=True, references=references))
+    said = [[words for words in report.conditions if "pools of references" in words] for report in reports]
+    many = "these answers were judged by {} pools of references, one after the other: alpha holds for one of them"
+    assert said == [[], [], [many.format(2)], [many.format(2)], [many.format(3)], [many.format(3)]]
+    (tmp_path / "r.json").write_text(reports[-1].to_json() + "\n", encoding="utf-8")
+    told = list(verify_file(tmp_path / "r.json", VerifyOptions(lambda: tmp_path / "b.oab", evidence)))
+    assert any("the same words and numbers" in words for words in told)
 
 
 def answer_linear(number: int, body: bytes) -> Any:

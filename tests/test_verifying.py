@@ -26,7 +26,7 @@ from onnxaudit.audit.verifying.verifying import VerifyOptions, verify_file
 from onnxaudit.bundle import QueryBundle, SchemeEntry, load
 from onnxaudit.decode import canonical
 from onnxaudit.errors import ArtefactError, OnnxauditError, SuspectError, UsageError
-from onnxaudit.report.model import Report, seal, written
+from onnxaudit.report.model import Controls, Report, seal, written
 from onnxaudit.suspect import Queries
 from tests.bundles import QUERIES, Recorded, save_linear, simulated_bundle
 from tests.simulated import INNOCENT, VICTIM, with_references
@@ -185,6 +185,16 @@ def edited(files: Files, change: Callable[[dict[str, Any]], object]) -> None:
     files.report.write_text(written(report) + "\n", encoding="utf-8")
 
 
+def failing(**said: object) -> Callable[[dict[str, Any]], object]:
+    """Call a report one of a run that did not end, with no finding in it."""
+    nothing = {"status": "failed", "finding": "inconclusive", "p_value": None, "score": None}
+    if said:
+        blank = json.loads(Report("inconclusive", None, 0.0, 0.0, None, (), {}, {}, Controls(), (), {}, {}).to_json())
+        kept = ("bundle", "suspect", "reasons", "p_floor", "alpha", "digest")
+        return lambda r: r.update({**{name: blank[name] for name in blank if name not in kept}, **nothing, **said})
+    return lambda r: r.update(nothing)
+
+
 FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "finding": (lambda r: r.update(finding="derived"), 'finding: the report says "derived", the transcript gives "not-shown"'),
     "p": (lambda r: r.update(p_value=0.025), r"p_value: the report says 0\.025, the transcript gives 0\.\d+"),
@@ -206,7 +216,13 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a key less": (lambda r: r.pop("statistic"), r'statistic: the report says "nothing"'),
     "another bundle": (lambda r: r["bundle"].update(id="0" * 64), "is of another bundle than b.oab"),
     "another transcript": (lambda r: r.update(transcript_sha256="0" * 64), "no line of t.jsonl has the digest"),
-    "a failure": (lambda r: r.update(status="failed", finding="derived"), "says derived of a run that did not end"),
+    "a failure": (lambda r: r.update(status="failed", finding="derived"), 'says finding: "derived" of a run that did not end'),
+    "a failure's pool": (
+        failing(own_pool={"finding": "derived", "p_value": 0.001}),
+        "says own_pool: .* of a run that did not end",
+    ),
+    "a failure's schemes": (failing(), "says controls: .* of a run that did not end"),
+    "a failure's key": (failing(more=1), "says more: 1 of a run that did not end"),
 }
 
 

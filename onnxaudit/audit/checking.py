@@ -232,8 +232,14 @@ def _ask(
         result.looks,
         inside,
         (before, wired.searched if wired else None),
+        len({_pool(bundle, options), *(transcript.pools if transcript else ())}),
     )
     return result, heard
+
+
+def _pool(bundle: QueryBundle, options: CheckOptions) -> frozenset[str]:
+    """As ``Run.pool`` says it."""
+    return frozenset(str(model.sha256) for model in bundle.manifest.of_role("reference") if options.references)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ class Heard:
     refused: in the last run, those asked again got no answer of use. repeated: whether any were asked again in it. reused:
     answers of earlier runs that it went on with. looks: how often answers were judged as they came in, without a plan. wired:
     how its input was encoded when it was opened, and what the search for another wiring came to, if there was one.
+    pools: of references by which these answers, or the first of them, were judged, this time included.
     """
 
     answers: Answers
@@ -36,6 +37,7 @@ class Heard:
     looks: int
     inside: Insights
     wired: tuple[InputSpec, Searched | None]
+    pools: int
 
     @property
     def trusted(self) -> Answers:
@@ -67,7 +69,12 @@ def conclude(
         label_free=label_free,
     )
     report = judged(bundle)
-    report = dataclasses.replace(report, conditions=(*report.conditions, *wavering(heard.answers, heard.repeats)))
+    said = [*report.conditions, *wavering(heard.answers, heard.repeats)]
+    if heard.pools > 1:
+        said.append(
+            f"these answers were judged by {heard.pools} pools of references, one after the other: alpha holds for one of them"
+        )
+    report = dataclasses.replace(report, conditions=tuple(said))
     if own is not bundle and own.manifest.of_role("reference"):
         report = dataclasses.replace(report, own_pool=_beside(judged(own)))
     before, searched = heard.wired

@@ -101,6 +101,15 @@ def spread_of(references: Floats, schemes: float = 1) -> float:
     return float(max(references.std(ddof=1) if len(references) > 1 else 0.0, 1 / schemes**0.5))
 
 
+def look_price(look: int, *, last: bool) -> int:
+    """What p is multiplied by at a look that nobody planned, counted from 1: k (k + 1), or k where nothing is left to ask.
+
+    So look k is given the share 1 / (k (k + 1)) of alpha, and the last what is left, 1 / k: however many there will be, whoever
+    stops at the first look that shows anything accuses an innocent with probability alpha at most (union bound).
+    """
+    return look if last else look * (look + 1)
+
+
 def p_floor(references: int) -> float:
     """The smallest p-value that so many references can give."""
     return 1 / (references + 1)

@@ -12,7 +12,7 @@ from onnxaudit.audit.judging.controls import references_of, weak_references
 from onnxaudit.audit.judging.looking import Seen
 from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle
-from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, p_floor, p_value
+from onnxaudit.evidence.calibration import TOLERANCE, WIDE_TOLERANCE, look_price, p_floor, p_value
 from onnxaudit.evidence.siblings import STATISTIC as SIBLING_STATISTIC
 from onnxaudit.report.model import Controls
 
@@ -52,7 +52,7 @@ class Case:
     """One suspect's answers, as they are judged. level: the alpha of this check.
 
     planned: looks were fixed before anything was asked; seen: what they showed, None before the first. looks: how often answers
-    were judged as they came in without a plan; p is multiplied by it (Bonferroni).
+    were judged as they came in without a plan, see ``times``.
     """
 
     bundle: QueryBundle
@@ -74,6 +74,11 @@ class Case:
         return bool(self.answers.answered[once(askable, self.bundle)].all())
 
     @property
+    def times(self) -> int:
+        """What p is multiplied by: 1 with a plan, which has its own account of its looks."""
+        return 1 if self.planned else look_price(self.looks, last=self.complete)
+
+    @property
     def p(self) -> float | None:
         """The p-value: the greatest over all that the suspect is ranked among; None where nothing could be compared."""
         twins = self.comparison.twins
@@ -93,9 +98,9 @@ class Case:
             ranks.append(1.0 if self.comparison.twins is None else p_value(self.comparison.twins))
         if self.terms.placed:
             ranks.append(1.0 if self.comparison.places is None else p_value(self.comparison.places))
-        return min(1.0, self.looks * max(ranks))
+        return min(1.0, self.times * max(ranks))
 
     @property
     def floor(self) -> float:
         """What p cannot fall below."""
-        return min(1.0, self.looks * self.terms.floor)
+        return min(1.0, self.times * self.terms.floor)

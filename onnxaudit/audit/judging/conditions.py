@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from onnxaudit.audit.judging.case import Case
 from onnxaudit.audit.judging.controls import stronger
 from onnxaudit.audit.once import once
@@ -12,6 +14,8 @@ from onnxaudit.report.model import Controls, LineUp
 
 GIVEN = "given with the check"
 """How the origin of references begins that took the place of the bundle's own."""
+UNUSUAL = 0.1
+"""An alpha above it is no level at which anybody is accused elsewhere."""
 OUTLIER = 0.1
 """A victim whose place among its siblings is as uncommon as this is said to be an outlier."""
 
@@ -38,8 +42,11 @@ def conditions_of(case: Case, line_up: LineUp | None) -> list[str]:
         said.append(
             f"the suspect gets nearly all easy controls of {case.controls.confused} wrong: a weak model, or another label order"
         )
-    if case.controls.ok is None and case.controls.n:
-        said.append("too few control queries to tell a mis-wired suspect from an independent one")
+    if case.controls.ok is None:
+        few = "too few" if np.ptp(manifest.controls) else "no"
+        said.append(
+            f"{few} control queries to tell a mis-wired suspect from an independent one, or one stronger than the references"
+        )
     if case.label_free:
         said += _without_labels(case.bundle, case.controls)
     elif case.answers.scores is None and any(scheme.representation == "correlation" for scheme in manifest.schemes):
@@ -70,8 +77,12 @@ def _of_level(case: Case) -> Iterator[str]:
     made_for = case.bundle.manifest.alpha
     if case.level != made_for:
         yield f"alpha {case.level:g} was chosen with the check; the bundle was made for {made_for:g}"
-    if case.looks > 1:
-        yield f"answers were judged {case.looks} times as they came in: p is multiplied by {case.looks}"
+    if case.level > UNUSUAL:
+        yield f"alpha {case.level:g}: up to {case.level:.0%} of independent suspects are called derived at it"
+    if case.times > 1:
+        how = f"answers were judged {case.looks} times" if case.looks > 1 else "answers were judged"
+        when = "as they came in" if case.complete else "before all were in, which may be done again with more"
+        yield f"{how} {when}: p is multiplied by {case.times}"
 
 
 def _without_labels(bundle: QueryBundle, controls: Controls) -> list[str]:

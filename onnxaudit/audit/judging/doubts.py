@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxaudit.audit.judging.case import Case
-from onnxaudit.audit.judging.controls import stronger
+from onnxaudit.audit.judging.controls import stronger, too_weak
 from onnxaudit.audit.judging.label_free import other_task
 
 
@@ -16,6 +16,8 @@ def doubts_of(case: Case, *, stable: bool, complete: bool) -> list[str]:
     doubts = [*_of_statistics(case), *_of_controls(case, complete=complete), *_of_answers(case, stable=stable)]
     if case.label_free:
         doubts += other_task(case.bundle, case.terms.references, case.answers, case.level)
+    elif not case.terms.siblings and (case.p is None or case.p <= case.level):  # siblings are as good as the victim
+        doubts += too_weak(case.bundle, case.terms.references, case.answers)
     return doubts
 
 
@@ -23,10 +25,9 @@ def _of_statistics(case: Case) -> Iterator[str]:
     references, siblings, floor = len(case.terms.references), case.terms.siblings, case.floor
     if floor > case.level + 1e-12:
         short = siblings if 0 < siblings < references else references
-        looks = round(floor * (short + 1))
-        needed = int(np.ceil(looks / case.level - 1e-9)) - 1
+        needed = int(np.ceil(case.times / case.level - 1e-9)) - 1
         has = f"{short} {'siblings' if short != references else 'references'}" if short else "no references"
-        said = f" after {looks} looks" if looks > 1 else ""
+        said = "" if case.times == 1 else f" at look {case.looks}{'' if case.complete else ', before all was asked'}"
         yield f"{has}{said}: p cannot fall below {floor:.3g}, alpha {case.level:g} needs at least {needed}"
     if case.comparison.statistics is None:
         yield "no scheme could run: " + "; ".join(f"{s.name}: {s.skipped}" for s in case.comparison.schemes)
@@ -45,8 +46,9 @@ def _of_controls(case: Case, *, complete: bool) -> Iterator[str]:
             "wrong preprocessing or label order, or another task"
         )
     if case.label_free and controls.ok is None:
-        yield "too few control queries were answered to see what the suspect's labels tell of them"
-    elif controls.ok is None and controls.n is not None and not complete and controls.victim_accuracy is not None:
+        if case.seen is None or not case.seen.futile:  # that accuses nobody
+            yield "too few control queries were answered to see what the suspect's labels tell of them"
+    elif controls.ok is None and np.ptp(case.bundle.manifest.controls) and not complete:
         yield "the budget was spent before enough control queries were answered"
 
 

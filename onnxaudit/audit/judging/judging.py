@@ -50,8 +50,8 @@ def judge(
 
     label_free: the suspect's label set is another one, or not known: nothing is compared by label, see ``label_free``.
     planned: looks that were fixed before anything was asked, in queries of the schemes; p then holds however early it was
-    known. None: judged once, at the end. looks: how often answers of this suspect were judged as they came in without a plan; p
-    is multiplied by it (Bonferroni), because looking again until something is found would otherwise accuse innocents.
+    known. None: judged at the end. looks: how often answers of this suspect were judged as they came in without a plan; p is
+    multiplied by ``look_price``, because looking again until something is found would otherwise accuse innocents.
     """
     level = bundle.manifest.alpha if alpha is None else alpha
     answers = named_classes(bundle, answers, label_free=label_free)

@@ -26,6 +26,8 @@ MOST = 1500
 """Queries whose pairs are compared at most; of more, as many of each sampler at even distances."""
 OF_TASK = 0.2
 """A suspect whose labels tell less than this of the controls is not of the victim's task: models of it tell far more."""
+GOOD = 0.8
+"""A reference whose labels tell less than this share of what the suspect's tell of the other models' is weaker than it."""
 NEAR = 0.5
 """A reference whose labels tell less than this share of what the suspect's tell of the controls is of another task than it is."""
 LISTWISE = ("correlation", "hard-correlation")
@@ -156,19 +158,30 @@ def named_classes(bundle: QueryBundle, answers: Answers, *, label_free: bool) ->
 def other_task(bundle: QueryBundle, references: Sequence[Answers], answers: Answers, level: float) -> list[str]:
     """Why the references are not like this suspect, if too few for alpha know as much of the victim's task as it does.
 
-    Models of the victim's task are close to the victim, whoever made them. References of another task would accuse them all.
+    Models of the victim's task are close to the victim, whoever made them. References of another task would accuse them all, and
+    references that know less of it than the suspect would accuse the good ones.
     """
     start, stop = bundle.manifest.controls
     rows = np.flatnonzero(answers.answered[start:stop])
-    if len(rows) < FEWEST_CONTROLS or not references:
+    if len(rows) < FEWEST_CONTROLS or p_floor(len(references)) > level + 1e-12:
         return []
     truth = bundle.control_labels[rows]
     told = [adjusted_mutual_information(truth, said.labels[start:stop][rows]) for said in (*references, answers)]
     *others, own = (0.0 if np.isnan(value) else value for value in told)
-    like = sum(value >= NEAR * own for value in others)
-    if own < OF_TASK or p_floor(like) <= level + 1e-12 or p_floor(len(references)) > level + 1e-12:
+    if own < OF_TASK:
         return []
-    return [
-        f"only {like} of {len(references)} references sort the control queries as much by the victim's classes as the suspect "
-        f"({own:.2f} of 1): the others are of another task; compare it with models of its own, as the bundle's references may be"
-    ]
+    like = sum(value >= NEAR * own for value in others)
+    if p_floor(like) > level + 1e-12:
+        return [
+            f"only {like} of {len(references)} references sort the control queries as much by the victim's classes as the "
+            f"suspect ({own:.2f} of 1): the others are of another task; compare it with models of its own, as the bundle's "
+            "references may be"
+        ]
+    aligned = mean_alignment(np.stack([said.labels[start:stop][rows] for said in (*references, answers)]))
+    good = int((aligned[:-1] >= GOOD * aligned[-1]).sum())
+    if 2 * good < len(references):
+        return [
+            f"only {good} of {len(references)} references sort the controls as all others do nearly as well as the suspect: "
+            "the rest are too weak to show how close to the victim an innocent as good as it is"
+        ]
+    return []

@@ -21,12 +21,27 @@ from onnxaudit.bundle import ModelEntry, QueryBundle, load
 from onnxaudit.decode import canonical, decode
 from onnxaudit.errors import ArtefactError, UsageError
 from onnxaudit.interview import assemble
-from onnxaudit.report.model import INCONCLUSIVE, Report, seal, written
+from onnxaudit.report.model import INCONCLUSIVE, Controls, Report, seal, written
 from onnxaudit.suspect import InputSpec, SuspectCard
 from onnxaudit.transcript import SCHEMA, Record, Run, check_kept
 
 NOT_RECOMPUTED = ("seconds", "digest")
 """Keys of a report that no transcript can give: the seal alone covers them."""
+OF_NO_END = (
+    "status",
+    "error",
+    "reasons",
+    "p_floor",
+    "alpha",
+    "bundle",
+    "suspect",
+    "queries",
+    "seconds",
+    "tool",
+    "transcript_sha256",
+    "digest",
+)
+"""Keys that the report of a run that did not end may fill in."""
 NAMED = 4
 """Differences that a message names at most."""
 ROUNDING = 1e-9
@@ -78,8 +93,7 @@ def verify_report(path: Path, evidence: Path | None, find_bundle: Callable[[], P
     yield "its digest is that of what it says"
     finding = report.get("finding")
     if report.get("status") != "complete":
-        if finding != INCONCLUSIVE or report.get("p_value") is not None or report.get("score") is not None:
-            raise ArtefactError(f"{path.name} says {finding} of a run that did not end", "It was not written by onnxaudit.")
+        _check_found_nothing(path, report)
         yield f"the run did not end ({report.get('status')}): it found nothing, and there is nothing to recompute"
         return
     if evidence is None:
@@ -105,6 +119,15 @@ def verify_report(path: Path, evidence: Path | None, find_bundle: Callable[[], P
         yield f"it was made by onnxaudit {tool}, and recomputed by {__version__}"
     if left:
         yield f"the transcript goes on for {left} lines, which this report does not seal; ask for the later report"
+
+
+def _check_found_nothing(path: Path, report: Mapping[str, Any]) -> None:
+    """Raise ArtefactError where the report of a run that did not end says anything but what, whom, and why it did not."""
+    blank = json.loads(Report(INCONCLUSIVE, None, 0.0, 0.0, None, (), {}, {}, Controls(), (), {}, {}).to_json())
+    for name, value in report.items():
+        if name not in OF_NO_END and canonical(value) != canonical(blank.get(name, MISSING)):
+            words = f"{path.name} says {name}: {_short(value)} of a run that did not end"
+            raise ArtefactError(words, "It was not written by onnxaudit.")
 
 
 def verify_transcript(path: Path) -> Iterator[str]:
@@ -171,6 +194,7 @@ def replay(bundle: QueryBundle, record: Record, where: str) -> Report:
             max(1, len(record.looks)),
             {kind: seen for model, kind, seen in run.shown if model == "suspect"},
             (header.input, searched),
+            len(record.pools),
         ),
         alpha=facts.alpha,
         planned=header.looks,
