@@ -6,8 +6,11 @@ import dataclasses
 
 import pytest
 
+from onnxaudit.answers import Access, Answers
+from onnxaudit.audit.calibrating import preregistered
 from onnxaudit.audit.judging.comparing import ALIKE
 from onnxaudit.audit.judging.judging import judge
+from onnxaudit.evidence.siblings import STATISTIC
 from tests.bundles import Recorded
 from tests.test_innocence import CARD, answers, tied_bundle
 from tests.test_line_up import related
@@ -36,3 +39,24 @@ def test_schemes_on_which_no_reference_is_close_are_no_more_evidence_than_one(ma
     assert report.finding == "not-shown"
     assert report.margin == 1.0
     assert judge(several, CARD, answers(60, wrong=2), None).finding == "derived"
+
+
+@pytest.mark.parametrize("matches", [0, 1, 2])
+def test_a_few_matches_are_no_evidence_beside_siblings_either(matches: int) -> None:
+    """References and siblings give the victim's label to no query: their scores do not differ, and a small difference is none."""
+    plain = tied_bundle("boundary+labels+matching-rate")
+    entry = plain.manifest.models[1]
+    kin = [dataclasses.replace(entry, id=f"sibling-{n:03d}", role="sibling", source=f"sibling-{n}.onnx") for n in range(3)]
+    manifest = dataclasses.replace(plain.manifest, models=(*plain.manifest.models, *kin))
+    told = {**plain.answers, **{model.id: answers(0, wrong=n) for n, model in enumerate(kin)}}
+    told = {name: scored(said) for name, said in told.items()}
+    bundle = preregistered(dataclasses.replace(plain, manifest=manifest, answers=told))
+    assert bundle.manifest.statistic == STATISTIC
+    report = judge(bundle, CARD, scored(answers(matches, wrong=2)), None)
+    assert (report.finding, report.p_value) == ("not-shown", 1.0)
+    assert judge(bundle, CARD, scored(answers(60, wrong=2)), None).finding == "derived"
+
+
+def scored(said: Answers) -> Answers:
+    """The same labels, with scores."""
+    return Answers.from_scores(4 * said.dense(), Access.LOGITS)
