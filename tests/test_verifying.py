@@ -185,6 +185,13 @@ def edited(files: Files, change: Callable[[dict[str, Any]], object]) -> None:
     files.report.write_text(written(report) + "\n", encoding="utf-8")
 
 
+def test_evidence_of_what_has_none_is_refused(tmp_path: Path) -> None:
+    files = made(tmp_path, INNOCENT)
+    for path, kind in ((files.bundle, "a bundle"), (files.transcript, "a transcript")):
+        with pytest.raises(UsageError, match=f"--evidence means nothing for {kind}"):
+            list(verify_file(path, VerifyOptions(lambda: files.bundle, files.transcript)))
+
+
 def failing(**said: object) -> Callable[[dict[str, Any]], object]:
     """Call a report one of a run that did not end, with no finding in it."""
     nothing = {"status": "failed", "finding": "inconclusive", "p_value": None, "score": None}

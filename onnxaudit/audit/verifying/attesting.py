@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -26,6 +24,7 @@ from onnxaudit.evidence.commitment import (
     opening_of,
     to_text,
 )
+from onnxaudit.regular import write_in_one_step
 
 SHOWN = 12
 """Rows that a line names at most."""
@@ -80,13 +79,9 @@ def _write(outputs: Mapping[Path, bytes], *, force: bool) -> None:
         if path.exists() and not force:
             raise UsageError(f"{path} exists already", "Give another name with -o, or --force to replace it.")
     for path, data in outputs.items():
-        temporary = path.with_name(path.name + ".tmp")
         try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)  # noqa: PTH105 - the atomic one
+            write_in_one_step(path, data)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             raise UsageError(f"{path} cannot be written: {error.strerror}", "Choose another place.") from None
 
 

@@ -56,7 +56,7 @@ def verify_file(path: Path, options: VerifyOptions, progress: Progress | None = 
 
     Raises ArtefactError for the first thing that does not hold, UsageError where something to check it against is missing.
     """
-    kind = "report" if options.evidence is not None else kind_of(path)
+    kind = kind_of(path)
     bundle = load(path) if kind == "bundle" else None  # first, for all that is no JSON counts as a bundle, damaged or not
     for name in ("evidence", "of", "commitment", "public_key", "reproduce"):
         if getattr(options, name) is not None and name not in TAKES[kind]:
