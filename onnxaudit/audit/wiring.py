@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
-from onnxaudit.audit.judging.controls import SANE, easy_controls, references_of
+from onnxaudit.audit.judging.comparing import references_of
+from onnxaudit.audit.judging.controls import SANE, easy_controls
 from onnxaudit.audit.once import once
 from onnxaudit.audit.progress import Progress
 from onnxaudit.audit.rewired import Rewired, renamed

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from onnxaudit.answers import Answers
 from onnxaudit.audit.insights import askable
-from onnxaudit.audit.judging.comparing import Comparison, has_places
-from onnxaudit.audit.judging.controls import references_of, weak_references
+from onnxaudit.audit.judging.comparing import Comparison, has_places, references_of
+from onnxaudit.audit.judging.controls import weak_references
 from onnxaudit.audit.judging.looking import Seen
 from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle

@@ -265,3 +265,8 @@ def _inside(
 def labels_of(bundle: QueryBundle, references: Sequence[Answers]) -> NDArray[np.int32]:
     """What the references of a bundle said to its queries, (m, n)."""
     return pool_of(bundle, references).labels
+
+
+def references_of(bundle: QueryBundle) -> list[Answers]:
+    """What the references said to all queries, in order."""
+    return [bundle.answers[model.id] for model in bundle.manifest.of_role("reference")]

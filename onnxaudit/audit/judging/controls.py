@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from onnxaudit.answers import Answers
 from onnxaudit.audit.calibrating import control_accuracy
-from onnxaudit.audit.judging.comparing import FEWEST_CONTROLS, labels_of
+from onnxaudit.audit.judging.comparing import FEWEST_CONTROLS, labels_of, references_of
 from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle
-from onnxaudit.evidence.calibration import mean_agreement
 from onnxaudit.report.model import Controls
 
 EASY = 0.75
@@ -23,15 +22,8 @@ FEWEST_EASY = 10
 FEWEST_OF_CLASS = 4
 CONFUSED = 0.25
 """A suspect that gets no more than this of a class's easy controls right has another label order."""
-LIKE = 0.05
-"""A reference that agrees with the others on the controls less often than a model does by more than this is weaker than it."""
 SHORTFALL = 0.03
 """References whose median control accuracy is this far below the victim's are weak: the tolerance is widened."""
-
-
-def references_of(bundle: QueryBundle) -> list[Answers]:
-    """What the references said to all queries, in order."""
-    return [bundle.answers[model.id] for model in bundle.manifest.of_role("reference")]
 
 
 def accuracies(bundle: QueryBundle) -> tuple[float, ...]:
@@ -108,43 +100,6 @@ def stronger(controls: Controls) -> bool:
         return False
     found = controls.reference_accuracy
     return _quantile(found, 0.5) < controls.accuracy >= _quantile(found, 0.95)
-
-
-def too_weak(bundle: QueryBundle, references: Sequence[Answers], answers: Answers) -> list[str]:
-    """Why the references cannot show what an innocent as good as the suspect answers, if most of them are weaker than it.
-
-    How good a model is shows without labels and without the victim: in how often it agrees with all others. The adjustment for it
-    is a line through the references, and nobody knows how it goes on beyond them. Before enough controls are answered it counts
-    whether the victim is beyond them.
-    """
-    start, stop = bundle.manifest.controls
-    rows = np.arange(start, stop)[answers.answered[start:stop]]
-    if stop - start < FEWEST_EASY or not references:
-        return []
-    if len(rows) < min(FEWEST_CONTROLS, stop - start):
-        if once(_victim_is_beyond, bundle):
-            return ["too few control queries were answered to see whether the references are as good as the suspect"]
-        return []
-    like = _as_good(bundle, references, answers.labels, rows)
-    if 2 * like >= len(references):
-        return []
-    return [
-        f"only {like} of {len(references)} references agree with the others on the controls nearly as often as the suspect: "
-        "the rest are too weak to show how close to the victim an innocent as good as it is; give better ones with --references"
-    ]
-
-
-def _victim_is_beyond(bundle: QueryBundle) -> bool:
-    """Whether most of the references are weaker than the victim."""
-    references = references_of(bundle)
-    rows = np.arange(*bundle.manifest.controls)
-    return 2 * _as_good(bundle, references, bundle.answers["victim"].labels, rows) < len(references)
-
-
-def _as_good(bundle: QueryBundle, references: Sequence[Answers], labels: NDArray[np.int32], rows: NDArray[np.int64]) -> int:
-    """How many of the references agree with the others about as often as a model of these labels, or oftener."""
-    found = mean_agreement(np.concatenate([labels_of(bundle, references)[:, rows], labels[None, rows]]))
-    return int((found[:-1] >= found[-1] - LIKE).sum())
 
 
 def _quantile(values: Sequence[float], share: float) -> float:

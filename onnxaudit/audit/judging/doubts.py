@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxaudit.audit.judging.case import Case
-from onnxaudit.audit.judging.controls import stronger, too_weak
+from onnxaudit.audit.judging.controls import stronger
 from onnxaudit.audit.judging.label_free import other_task
+from onnxaudit.audit.judging.strength import too_weak
 
 
 def doubts_of(case: Case, *, stable: bool, complete: bool) -> list[str]:

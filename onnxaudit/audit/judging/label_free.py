@@ -13,6 +13,7 @@ from onnxaudit.answers import Access, Answers
 from onnxaudit.audit.insights import insight_key
 from onnxaudit.audit.judging.comparing import FEWEST_CONTROLS, FEWEST_QUERIES, Comparison, SchemeScores
 from onnxaudit.audit.judging.sides import Pool, Side, pool_of
+from onnxaudit.audit.judging.strength import ONE_FAMILY, of_one_family
 from onnxaudit.audit.once import once
 from onnxaudit.bundle import QueryBundle, SchemeEntry
 from onnxaudit.evidence.calibration import Floats, p_floor, standardise, studentised, usable
@@ -177,11 +178,16 @@ def other_task(bundle: QueryBundle, references: Sequence[Answers], answers: Answ
             f"suspect ({own:.2f} of 1): the others are of another task; compare it with models of its own, as the bundle's "
             "references may be"
         ]
-    aligned = mean_alignment(np.stack([said.labels[start:stop][rows] for said in (*references, answers)]))
-    good = int((aligned[:-1] >= GOOD * aligned[-1]).sum())
+    alike = mean_alignment(np.stack([said.labels[start:stop][rows] for said in (*references, answers)]))
+    well = alike[:-1] >= GOOD * alike[-1]
+    if bundle.manifest.labelled:  # those of one weak family sort alike
+        well &= np.array(others) >= GOOD * own
+    elif once(of_one_family, bundle):
+        return [ONE_FAMILY]
+    good = int(well.sum())
     if 2 * good < len(references):
         return [
-            f"only {good} of {len(references)} references sort the controls as all others do nearly as well as the suspect: "
+            f"only {good} of {len(references)} references sort the controls nearly as well as the suspect: "
             "the rest are too weak to show how close to the victim an innocent as good as it is"
         ]
     return []

@@ -19,7 +19,7 @@ from onnxaudit.answers import Answers
 from onnxaudit.audit.answering import answered
 from onnxaudit.audit.calibrating import add_models
 from onnxaudit.audit.crafting import CraftOptions, craft
-from onnxaudit.audit.judging.controls import references_of
+from onnxaudit.audit.judging.comparing import references_of
 from onnxaudit.audit.judging.judging import judge
 from onnxaudit.audit.pools import peers_of, targets
 from onnxaudit.audit.progress import Progress, Silent
