@@ -41,7 +41,7 @@ def other_model(path: Path) -> Path:
     """A model that says what the linear victim says of most controls, as another of the same task would, and not much more."""
     weights = linear_weights()
     own = np.random.default_rng(8).normal(size=weights.shape) * 4
-    return save_linear(path, CLASSES, weights=(1.5 * weights + own).astype(np.float32), size=SHAPE[0])
+    return save_linear(path, CLASSES, weights=(2 * weights + own).astype(np.float32), size=SHAPE[0])
 
 
 def linear_bundle() -> QueryBundle:
@@ -71,12 +71,12 @@ def scores_of(victim: Path, queries: Queries) -> NDArray[np.float32]:
 
 
 def _bundle(queries: Queries, scores: NDArray[np.float32], spec: InputSpec, names: tuple[str, ...]) -> QueryBundle:
-    """A bundle of these answers of the victim, (n, classes), and of references that agree with it on most controls alone."""
+    """A bundle of these answers of the victim, (n, classes), and of references that agree with it on nearly all controls."""
     bundle, truth, controls = simulated_bundle(), scores.argmax(1), slice(*CONTROLS)
     answers = {"victim": Answers.from_scores(scores, Access.LOGITS)}
     for seed, name in enumerate(name for name in bundle.answers if name != "victim"):
         rows = _simulated(seed, 0.4, truth, len(names))
-        rows[controls] = _simulated(seed, 0.85, truth, len(names))[controls]
+        rows[controls] = _simulated(seed, 0.95, truth, len(names))[controls]
         answers[name] = Answers.from_scores(rows, Access.LOGITS)
     models = tuple(
         dataclasses.replace(

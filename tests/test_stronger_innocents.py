@@ -16,7 +16,7 @@ from onnxaudit.evidence.calibration import STATISTIC
 from onnxaudit.report.model import Report
 from onnxaudit.suspect import InputSpec, SuspectCard
 
-CLASSES, QUERIES, REFERENCES, INNOCENTS = 10, 200, 39, 30
+CLASSES, QUERIES, REFERENCES, INNOCENTS = 10, 200, 39, 12
 SPEC = InputSpec((2, 2, 1))
 CARD = SuspectCard("suspect.onnx", "onnx", SPEC, CLASSES)
 SCHEMES = (
@@ -82,16 +82,17 @@ def test_an_innocent_as_good_as_the_victim_is_not_accused_by_weak_references(
         bundle, innocent = family(seed, skills, controls, labelled)
         report = judged(bundle, innocent, planned)
         accused += report.finding == "derived"
-        beyond = judged(bundle, bundle.answers["victim"], planned)
-        if beyond.finding != "derived":
+        if seed < 2:
+            beyond = judged(bundle, bundle.answers["victim"], planned)
+            assert beyond.finding == "inconclusive"
             assert any("too weak" in why or "too few" in why for why in beyond.reasons)
-    assert accused <= 2  # of 30: alpha says 1.5; it was up to 30
+    assert accused <= 1  # of 12: alpha says 0.6; it was up to 12
 
 
 @pytest.mark.parametrize("planned", [None, LOOKS])
 @pytest.mark.parametrize("skills", [(0.4, 1.0), (-0.6, 0.2)])
 def test_nor_is_it_where_no_labels_are_compared(skills: tuple[float, float], planned: tuple[int, ...] | None) -> None:
-    for seed in range(INNOCENTS // 3):
+    for seed in range(INNOCENTS // 2):
         bundle, innocent = family(seed, skills, 100, True)
         report = judged(bundle, innocent, planned, label_free=True)
         assert report.finding != "derived"
@@ -119,17 +120,17 @@ def alike(bundle: QueryBundle, seed: int, share: float) -> QueryBundle:
 def test_weak_references_that_agree_with_each_other_are_no_better(share: float, labelled: bool, label_free: bool) -> None:
     """Whoever wants a suspect accused could train such a pool. Without labels it is seen only if it is much alike."""
     accused = 0
-    for seed in range(8):
+    for seed in range(5):
         bundle, innocent = family(seed, (1.0, 1.6), 100, labelled)
         pool = alike(bundle, seed, share)
         accused += any(judged(pool, innocent, planned, label_free=label_free).finding == "derived" for planned in (None, LOOKS))
-    assert accused <= 1  # it was up to 8
+    assert accused <= 1  # it was up to 5
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("planned", [None, LOOKS])
 def test_references_nearly_as_good_find_a_copy(planned: tuple[int, ...] | None, labelled: bool) -> None:
-    for seed in range(5):
+    for seed in range(3):
         bundle, innocent = family(seed, (2.4, 3.4), 100, labelled)
         assert judged(bundle, bundle.answers["victim"], planned).finding == "derived"
         assert judged(bundle, innocent, planned).finding != "derived"
