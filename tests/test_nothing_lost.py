@@ -30,7 +30,7 @@ CHANGING = ("queries", "seconds", "digest", "transcript_sha256")
 
 
 class Server:
-    """An honest server of 4x4 images that counts what it was asked. late: seconds that every other reply waits for the next one."""
+    """An honest server of 4x4 images that counts what it was asked. late: seconds that every other reply waits for the next."""
 
     def __init__(self, bundle: Any, *, late: float = 0.0) -> None:
         self.rows = {query.tobytes(): row for row, query in enumerate(bundle.queries)}
